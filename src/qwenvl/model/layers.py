@@ -1,0 +1,70 @@
+"""The parts both towers are built from: norms, MLPs. Names are the checkpoint's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), the activation of Qwen2-VL's tower (from CLIP)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+}
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019), statistics in float32."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def norm_named(kind: str, size: int, eps: float) -> nn.Module:
+    """ "rms" or "layer"."""
+    return RMSNorm(size, eps) if kind == "rms" else nn.LayerNorm(size, eps)
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)): the text model, and the tower of Qwen2.5-VL (there with biases)."""
+
+    def __init__(self, size: int, width: int, act: str, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, width, bias=bias)
+        self.up_proj = nn.Linear(size, width, bias=bias)
+        self.down_proj = nn.Linear(width, size, bias=bias)
+        self._act = ACTIVATIONS[act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self._act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class PlainMLP(nn.Module):
+    """fc2(act(fc1(x))): the tower of Qwen2-VL."""
+
+    def __init__(self, size: int, width: int, act: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, width)
+        self.fc2 = nn.Linear(width, size)
+        self._act = ACTIVATIONS[act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self._act(self.fc1(x)))

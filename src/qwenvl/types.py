@@ -1,0 +1,148 @@
+"""The dataclasses that cross rooms. Nothing here computes, and nothing here knows another room.
+
+Legend for shapes, used in every room: B batch, T packed tokens, L tokens of one request, N rows of logits,
+P patches, V vision tokens (P / 4), H heads, D head size or model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """Sizes of one picture in pixels: as it came (upright), and as the model sees it (multiples of 28).
+
+    A coordinate in an answer is in resized pixels; `x * width / resized_width` brings it back.
+    """
+
+    width: int
+    height: int
+    resized_width: int
+    resized_height: int
+
+
+@dataclass(frozen=True)
+class SeqInfo:
+    """Where each sequence of a packed batch begins and ends.
+
+    cu_q: new tokens, cumulative, B + 1 integers from 0 to T.
+    cu_k: keys (cached + new), cumulative, B + 1 integers. Without a cache cu_k == cu_q.
+    Example: a 5-token prompt beside a decode step on 9 cached tokens: cu_q (0, 5, 6), cu_k (0, 5, 15).
+    """
+
+    cu_q: tuple[int, ...]
+    cu_k: tuple[int, ...]
+
+    @property
+    def q_lens(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.cu_q, self.cu_q[1:], strict=False))
+
+    @property
+    def k_lens(self) -> tuple[int, ...]:
+        return tuple(b - a for a, b in zip(self.cu_k, self.cu_k[1:], strict=False))
+
+    @property
+    def max_q(self) -> int:
+        return max(self.q_lens, default=0)
+
+    @property
+    def max_k(self) -> int:
+        return max(self.k_lens, default=0)
+
+    @staticmethod
+    def from_lengths(new: list[int], cached: list[int] | None = None) -> SeqInfo:
+        """SeqInfo of sequences with `new[i]` new tokens behind `cached[i]` cached ones."""
+        cached = cached or [0] * len(new)
+        cu_q, cu_k = [0], [0]
+        for n, c in zip(new, cached, strict=True):
+            cu_q.append(cu_q[-1] + n)
+            cu_k.append(cu_k[-1] + n + c)
+        return SeqInfo(tuple(cu_q), tuple(cu_k))
+
+
+class KVView(Protocol):
+    """The part of a KV cache that one packed batch reads and writes."""
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Store new keys and values, each [T, kv heads, D], behind what is cached."""
+
+    def read(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of sequence `index`, new tokens included: each [kv heads, k_len, D]."""
+
+    def read_batch(self, layer: int, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Keys and values of several sequences, each [n, kv heads, longest k_len, D]; the tail of the shorter ones is
+        undefined and must be masked."""
+
+
+@dataclass
+class PackedBatch:
+    """What the text model runs on: flat tokens of several sequences, one behind the other.
+
+    token_ids: int64 [T].  positions: int64 [3, T] (rows: time, height, width).
+    kv: None for training and scoring; else keys are read from and written to it.
+    vision_embeds: [V, D] rows put in place of the tokens at vision_index (int64 [V], positions in 0..T).
+    logits_index: int64 [N], the rows wanted; None = all T.
+    inputs_embeds: [T, D] in place of the embedding of token_ids (documented argument of forward).
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    seq: SeqInfo
+    kv: KVView | None = None
+    vision_embeds: Tensor | None = None
+    vision_index: Tensor | None = None
+    logits_index: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. temperature 0 = greedy. top_k 0, top_p 1 and min_p 0 = off.
+
+    repetition_penalty divides positive logits (multiplies negative ones) of every token seen in prompt or
+    answer (Keskar et al. 2019, CTRL). stop: strings that end the answer and are cut from it.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, Any, bool, str]] = [
+            ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, self.temperature >= 0, "0 (greedy) or more"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]"),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+        ]
+        for name, value, good, wanted in checks:
+            if not good:
+                raise ValueError(f"{name}={value!r} is not valid: expected {wanted}")
+
+
+@dataclass
+class Completion:
+    """The answer to one request: ids without the stop token, text, why it ended, and token log-probabilities."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    logprobs: list[float] | None = None
+    prompt_tokens: int = 0
+    error: str | None = None
