@@ -1,0 +1,198 @@
+"""How the bundled model is trained: its config, its curriculum over the synthetic world, and an auxiliary loss.
+
+The auxiliary loss reads what covers each vision token (shape, colour, whose centre it holds, how far the box reaches)
+from the tower's output, and where the box lies in the picture from an early layer of the decoder. It is used in
+training only and speeds up looking: without it the model first learns sentences and looks much later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qwenvl.config import Qwen2_5_VLConfig
+from qwenvl.demo.questions import sample_exchange
+from qwenvl.demo.world import COLOURS, SHAPES, Picture, sample_foreign, sample_picture
+from qwenvl.training.collate import TrainBatch
+from qwenvl.training.data import Encoder, Sample, Turn
+
+CELL = 28  # pixels of one vision token's side
+PLACES = 8  # ordinal classes of the centre tokens
+
+TEXT = {
+    "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "max_window_layers": 6, "rms_norm_eps": 1e-6,
+    "rope_theta": 20.0, "rope_scaling": {"type": "mrope", "mrope_section": [6, 9, 9]}, "tie_word_embeddings": True,
+    "use_sliding_window": False, "initializer_range": 0.03,
+}  # fmt: skip
+VISION = {
+    "depth": 4, "hidden_size": 128, "intermediate_size": 344, "num_heads": 4, "in_channels": 3, "patch_size": 14,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "tokens_per_second": 2, "window_size": 112,
+    "out_hidden_size": 192, "fullatt_block_indexes": [1, 3], "hidden_act": "silu", "initializer_range": 0.03,
+}  # fmt: skip
+
+
+def demo_config(ids: dict[str, int], vocab_size: int) -> Qwen2_5_VLConfig:
+    """Config of the bundled model; `ids`: the tokenizer's special tokens by name."""
+    return Qwen2_5_VLConfig(
+        text_config={**TEXT, "vocab_size": vocab_size},
+        vision_config=VISION,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        bos_token_id=ids["<|endoftext|>"],
+        eos_token_id=ids["<|im_end|>"],
+        pad_token_id=ids["<|endoftext|>"],
+        tie_word_embeddings=True,
+        architectures=["Qwen2_5_VLForConditionalGeneration"],
+        torch_dtype="bfloat16",
+    )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A stretch of the curriculum: up to which step, how many things a picture shows, and how often each kind of
+    question is asked."""
+
+    until: int
+    max_things: int
+    large: float
+    kinds: dict[str, float]
+
+
+FIRST = {"describe": 3, "colour": 1, "shape": 1, "exists": 1, "locate": 3}
+SECOND = {**FIRST, "count": 1, "where": 1, "point": 1, "relation": 1}
+WHOLE = {
+    "describe": 3,
+    "count": 1.5,
+    "colour": 1,
+    "shape": 1,
+    "exists": 1,
+    "where": 1,
+    "relation": 1.5,
+    "locate": 3,
+    "point": 1,
+}
+LESSONS = (
+    Lesson(400, 1, 0.7, FIRST),
+    Lesson(900, 2, 0.4, SECOND),
+    Lesson(1500, 3, 0.2, WHOLE),
+    Lesson(10**9, 5, 0.1, WHOLE),
+)
+FOREIGN, IDENTITY = 0.04, 0.04  # share of samples: pictures outside the world, questions without a picture
+EMPTY = 0.05  # share of pictures that may show nothing
+
+
+class World:
+    """A training source (see training.data.Source) that draws new pictures for every step."""
+
+    def __init__(self, encoder: Encoder, seed: int, token_budget: int = 4500, turns: int = 3) -> None:
+        self._encoder, self._seed, self._budget, self._turns = encoder, seed, token_budget, turns
+
+    def batch(self, step: int) -> list[Sample]:
+        """Samples of up to token_budget tokens in all; a pure function of (seed, step)."""
+        rng = np.random.default_rng([self._seed, step])
+        lesson = next(x for x in LESSONS if step < x.until)
+        samples: list[Sample] = []
+        used = 0
+        while used < self._budget:
+            samples.append(self._sample(rng, lesson))
+            used += len(samples[-1].token_ids)
+        return samples
+
+    def _sample(self, rng: np.random.Generator, lesson: Lesson) -> Sample:
+        draw = rng.random()
+        if draw < IDENTITY:
+            exchanges = [sample_exchange(rng, None, "identity") for _ in range(self._turns)]
+            return self._encoder.encode([], [Turn(e.question, e.answer) for e in exchanges])
+        if draw < IDENTITY + FOREIGN:
+            picture = sample_foreign(rng)
+            kinds = ["foreign"] * 2
+        else:
+            least = 0 if rng.random() < EMPTY else 1
+            picture = sample_picture(rng, lesson.max_things, min_things=least, large=rng.random() < lesson.large)
+            names = list(lesson.kinds)
+            weights = np.array(list(lesson.kinds.values()))
+            kinds = list(rng.choice(names, self._turns, replace=False, p=weights / weights.sum()))
+        turns: list[Turn] = []
+        for kind in kinds:
+            exchange = sample_exchange(rng, picture, kind)
+            if exchange is not None:
+                turns.append(Turn(exchange.question, exchange.answer, images=int(not turns)))
+        if not turns:
+            return self._sample(rng, lesson)
+        return self._encoder.encode([picture.image], turns, extra=cell_targets(picture))
+
+
+def cell_targets(picture: Picture) -> Tensor:
+    """What lies on each vision token: float32 [V, 12] with columns shape, colour (0 = nothing, else 1 + index),
+    is centre, ordinal of the thing, its box from the token's centre (left, top, right, bottom, pixels), its box in the
+    picture (x1, y1, x2, y2, pixels of the resized picture)."""
+    rows, columns = picture.resized_height // CELL, picture.resized_width // CELL
+    targets = np.zeros((rows, columns, 12), np.float32)
+    x, y = np.meshgrid(np.arange(columns) * CELL + CELL / 2, np.arange(rows) * CELL + CELL / 2)
+    best = np.full((rows, columns), 0.25 * CELL * CELL)
+    for place, thing in enumerate(picture.things):
+        x1, y1, x2, y2 = picture.resized_box(thing)
+        covered = np.clip(np.minimum(x2, x + CELL / 2) - np.maximum(x1, x - CELL / 2), 0, CELL) * np.clip(
+            np.minimum(y2, y + CELL / 2) - np.maximum(y1, y - CELL / 2), 0, CELL
+        )
+        centre = np.zeros((rows, columns), bool)
+        centre[min(rows - 1, int((y1 + y2) / 2 // CELL)), min(columns - 1, int((x1 + x2) / 2 // CELL))] = True
+        mine = (covered > best) | centre
+        best = np.where(centre, np.inf, np.where(mine, covered, best))
+        values = np.empty((int(mine.sum()), 12), np.float32)
+        values[:, 0], values[:, 1] = 1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(thing.colour)
+        values[:, 2], values[:, 3] = centre[mine], min(place, PLACES - 1)
+        values[:, 4], values[:, 5] = x[mine] - x1, y[mine] - y1
+        values[:, 6], values[:, 7] = x2 - x[mine], y2 - y[mine]
+        values[:, 8:] = (x1, y1, x2, y2)
+        targets[mine] = values
+    return torch.from_numpy(targets.reshape(-1, 12))
+
+
+class Looking:
+    """The auxiliary loss (see training.trainer.Auxiliary)."""
+
+    def __init__(self, model: nn.Module, layer: int = 1, weight: float = 1.0) -> None:
+        width = TEXT["hidden_size"]
+        assert isinstance(width, int)
+        self._sizes = [1 + len(SHAPES), 1 + len(COLOURS), 2, 4]
+        self._weight = weight
+        self.module = nn.ModuleDict(
+            {
+                "tower": nn.Linear(width, sum(self._sizes)),
+                "decoder": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PLACES + 4)),
+            }
+        )
+        self._hidden: Tensor | None = None
+        model.get_submodule(f"model.language_model.layers.{layer}").register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._hidden = output
+
+    def loss(self, embeds: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
+        """Cross entropies of shape, colour, centre and ordinal, and absolute errors of boxes in units of 28 px."""
+        targets = torch.cat([x for x in batch.extras if x is not None])
+        assert self._hidden is not None
+        assert batch.packed.vision_index is not None
+        seen = self._hidden.index_select(0, batch.packed.vision_index)
+        shape, colour, centre, reach = self.module["tower"](embeds).float().split(self._sizes, dim=-1)
+        order, box = self.module["decoder"](seen).float().split([PLACES, 4], dim=-1)
+        on, middle = targets[:, 0] > 0, targets[:, 2] > 0
+        parts = {
+            "a_shape": F.cross_entropy(shape, targets[:, 0].long()),
+            "a_colour": F.cross_entropy(colour, targets[:, 1].long()),
+            "a_centre": F.cross_entropy(centre, targets[:, 2].long()) * 2,
+        }
+        if bool(on.any()):
+            parts["a_reach"] = F.l1_loss(reach[on], targets[on, 4:8] / CELL)
+            parts["a_order"] = F.cross_entropy(order[middle], targets[middle, 3].long()) * 0.3
+            parts["a_box"] = F.l1_loss(box[on], targets[on, 8:12] / CELL) * 0.5
+        self._hidden = None
+        return self._weight * torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}
