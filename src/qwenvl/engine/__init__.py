@@ -1,0 +1,26 @@
+"""The engine: requests in, tokens out, streamed.
+
+In: Request (prompt ids, M-RoPE positions computed once, picture patches, SamplingParams). Out: StreamEvent
+and Completion. Does not know: HTTP, messages, tasks, files; of the tokenizer only `decode`.
+
+    engine.step():  scheduler -> chunks -> runner (vision, packed batch, model.run) -> sampler -> text ->
+    events
+
+The documented `model.generate(**inputs)` is this engine with one request a row (generate.py): there is no
+second decoding loop. One engine belongs to one thread.
+"""
+
+from .engine import Engine, StreamEvent
+from .generate import generate
+from .request import Request, VisionItem
+from .streamers import TextIteratorStreamer, TextStreamer
+
+__all__ = [
+    "Engine",
+    "Request",
+    "StreamEvent",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "VisionItem",
+    "generate",
+]
