@@ -26,14 +26,14 @@ def eager(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) ->
 
     causal: query i sees the keys up to K - Q + i. mask: bool, broadcast to [B, H, Q, K], True = seen.
     """
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    scores = (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)  # in place: the product needs no copy of itself
     if causal:
         queries, keys = scores.shape[-2:]
         seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        scores = scores.masked_fill(~seen, float("-inf"))
+        scores = scores.masked_fill_(~seen, float("-inf"))
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1).to(v.dtype) @ v
+        scores = scores.masked_fill_(~mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from qwenvl.media.images import load_image
-from qwenvl.media.resize import resize_rgb, smart_resize
+from qwenvl.media.pixels import resize_rgb
+from qwenvl.media.resize import smart_resize
 from qwenvl.processing.image_processor import Qwen2VLImageProcessor, patchify
 from qwenvl.processing.processor import Qwen2_5_VLProcessor, Qwen2VLProcessor
 

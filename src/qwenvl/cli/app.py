@@ -1,0 +1,67 @@
+"""The program `qwenvl`: the verbs, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from qwenvl.cli.ask import ask
+from qwenvl.cli.demo import demo
+from qwenvl.cli.eval import evaluate
+from qwenvl.cli.info import info
+from qwenvl.cli.locate import locate
+
+app = typer.Typer(
+    name="qwenvl",
+    help="Ask Qwen2.5-VL and Qwen2-VL models about pictures. Without --model a small bundled model answers.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong arguments or files, 130 stopped. QWENVL_DEBUG=1 shows traces.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("ask")(ask)
+app.command("locate")(locate)
+app.command("info")(info)
+app.command("eval")(evaluate)
+app.command("demo")(demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from qwenvl import __version__
+
+        typer.echo(f"qwenvl {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options before the verb; `--version` acts in its callback."""
+
+
+def main() -> None:
+    """Run the program on sys.argv. A user's mistake is one line on stderr and exit code 2, never a trace."""
+    try:
+        app()
+    except (ValueError, OSError, MemoryError, ArithmeticError) as error:
+        if os.environ.get("QWENVL_DEBUG"):
+            raise
+        print(f"qwenvl: {one_line(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError | OSError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line. OSError: the file's name and the reason."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

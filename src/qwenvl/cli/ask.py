@@ -1,0 +1,75 @@
+"""`qwenvl ask PICTURE... "question"`: the answer, streamed to stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from qwenvl.cli.inputs import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxPixelsOption,
+    MinPixelsOption,
+    ModelOption,
+    check_load,
+    find_model,
+    open_pictures,
+    split_question,
+    start_assistant,
+)
+
+
+def ask(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar='[PICTURE]... "QUESTION"',
+            help="Files, http(s)://, file:// or data: addresses, then the question; - reads it from stdin.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ModelOption = "demo",
+    system: Annotated[str | None, typer.Option(help="System prompt in place of the template's own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is off.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total share.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: avoid tokens seen before.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    min_pixels: MinPixelsOption = None,
+    max_pixels: MaxPixelsOption = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question about pictures, or about none."""
+    from qwenvl.types import SamplingParams
+
+    sources, question = split_question(arguments or [], not sys.stdin.isatty())
+    sampling = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+    check_load(dtype, device)
+    found = find_model(model)
+    pictures = open_pictures(sources, min_pixels, max_pixels)
+
+    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels)
+    stream = assistant.stream(pictures, question, sampling, system=system)
+    for piece in stream:
+        if not as_json:
+            print(piece, end="", flush=True)
+    if as_json:
+        print(json.dumps({"model": model, "pictures": sources, **stream.answer.to_dict()}, ensure_ascii=False))
+    else:
+        print()

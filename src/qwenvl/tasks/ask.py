@@ -1,0 +1,222 @@
+"""One model loaded once and asked often: what the shell and most Python callers want.
+
+In: a model's name or folder, then pictures and questions. Out: Answer (text, ids, sizes, seconds), whole or streamed.
+It holds a processor, a model and an engine and adds no behaviour of its own: the three may be used alone just as well.
+
+    assistant = Assistant("demo")
+    assistant.ask(["drawing.png"], "How many circles are there?").text
+    for piece in assistant.stream(["drawing.png"], "Describe the picture."):
+        print(piece, end="")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwenvl.tasks.grounding import Box, Point, parse_boxes, places_to_dicts
+from qwenvl.types import Completion, ImageSize, SamplingParams
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from qwenvl.engine import Request
+    from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+    from qwenvl.processing import Qwen2_5_VLProcessor, Qwen2VLProcessor
+
+    Model = Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration
+    Processor = Qwen2_5_VLProcessor | Qwen2VLProcessor
+    Picture = Image | str | Path | bytes
+
+
+@dataclass
+class Answer:
+    """An answer and what it is about. sizes: of the pictures asked about, in order.
+
+    seconds: from the question to the last token; first_token_seconds: to the first one. Loading is not counted.
+    """
+
+    completion: Completion
+    sizes: list[ImageSize] = field(default_factory=list)
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return self.completion.text
+
+    def places(self, picture: int = 0) -> list[Box | Point]:
+        """Boxes and points of the text, in original pixels of the picture of this index."""
+        return parse_boxes(self.text, self.sizes[picture])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. "places" is there when there is one picture, so that it is clear which one they lie in."""
+        report: dict[str, Any] = {
+            "answer": self.text,
+            "finish_reason": self.completion.finish_reason,
+            "prompt_tokens": self.completion.prompt_tokens,
+            "answer_tokens": len(self.completion.token_ids),
+            "seconds": round(self.seconds, 3),
+            "first_token_seconds": round(self.first_token_seconds, 3),
+            "sizes": [
+                {"width": s.width, "height": s.height, "resized": [s.resized_width, s.resized_height]}
+                for s in self.sizes
+            ],
+        }
+        if len(self.sizes) == 1:
+            report["places"] = places_to_dicts(self.places())
+        return report
+
+
+class AnswerStream:
+    """Pieces of text as they are written; `answer` is there once they have all been read."""
+
+    def __init__(self, pieces: Iterator[str], request: Request, sizes: list[ImageSize], started: float) -> None:
+        self._pieces, self._request, self._sizes, self._started = pieces, request, sizes, started
+        self._first: float | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if self._first is None:
+                self._first = time.perf_counter() - self._started
+            yield piece
+        self._seconds = time.perf_counter() - self._started
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer. ValueError while pieces are left to read."""
+        completion = self._request.completion()
+        return Answer(completion, self._sizes, self._seconds, self._first or self._seconds)
+
+
+class Assistant:
+    """A model with its processor and an engine. Not thread-safe.
+
+    model: "demo" (bundled), a checkpoint's folder, or its name on the hub. dtype: "auto" (the checkpoint's),
+    "float32", "bfloat16" or "float16". min_pixels, max_pixels: area limits in place of the checkpoint's.
+    max_running: how many questions of `ask_many` are computed together. on_progress(bytes done, bytes in all) is told
+    how far loading is.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "demo",
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        attn_implementation: str = "sdpa",
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        max_running: int = 8,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        from qwenvl.checkpoint import load_model, resolve
+        from qwenvl.engine import Engine
+        from qwenvl.processing import AutoProcessor
+
+        folder = resolve(model)
+        limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        given = {name: value for name, value in limits.items() if value is not None}
+        self.processor = AutoProcessor.from_pretrained(folder, **given)
+        self.model = load_model(folder, dtype, attn_implementation, device, on_progress)
+        self.engine = Engine(self.model, self.processor.tokenizer, max_running=max_running)
+
+    @classmethod
+    def from_parts(cls, model: Model, processor: Processor, max_running: int = 8) -> Assistant:
+        """An assistant of a model and a processor that are loaded already."""
+        from qwenvl.engine import Engine
+
+        assistant = cls.__new__(cls)
+        assistant.model, assistant.processor = model, processor
+        assistant.engine = Engine(model, processor.tokenizer, max_running=max_running)
+        return assistant
+
+    def ask(
+        self,
+        pictures: Sequence[Picture],
+        question: str,
+        sampling: SamplingParams | None = None,
+        *,
+        system: str | None = None,
+    ) -> Answer:
+        """The answer to a question about pictures (any number, also none); greedy unless `sampling` says otherwise.
+
+        pictures: what `load_image` takes. Raises ValueError for what cannot be asked, such as a prompt that is too
+        long.
+        """
+        return self.ask_many([(pictures, question)], sampling, system=system)[0]
+
+    def ask_many(
+        self,
+        questions: Sequence[tuple[Sequence[Picture], str]],
+        sampling: SamplingParams | None = None,
+        *,
+        system: str | None = None,
+    ) -> list[Answer]:
+        """Answers to (pictures, question) pairs, computed together and given in their order; each is as if asked
+        alone. Their `seconds` are those of the whole call."""
+        started = time.perf_counter()
+        prepared = [self.prepare(pictures, text, sampling, system=system) for pictures, text in questions]
+        completions = self.engine.run([request for request, _ in prepared])
+        seconds = time.perf_counter() - started
+        for request, _ in prepared:
+            if request.exception is not None:
+                raise request.exception
+        return [
+            Answer(completion, sizes, seconds, seconds)
+            for completion, (_, sizes) in zip(completions, prepared, strict=True)
+        ]
+
+    def stream(
+        self,
+        pictures: Sequence[Picture],
+        question: str,
+        sampling: SamplingParams | None = None,
+        *,
+        system: str | None = None,
+    ) -> AnswerStream:
+        """As `ask`, piece by piece: iterate over it, then read its `answer`."""
+        started = time.perf_counter()
+        request, sizes = self.prepare(pictures, question, sampling, system=system)
+        return AnswerStream(self._pieces(request), request, sizes, started)
+
+    def _pieces(self, request: Request) -> Iterator[str]:
+        for event in self.engine.stream(request):
+            if event.text:
+                yield event.text
+        if request.exception is not None:
+            raise request.exception
+
+    def prepare(
+        self,
+        pictures: Sequence[Picture],
+        question: str,
+        sampling: SamplingParams | None = None,
+        *,
+        system: str | None = None,
+    ) -> tuple[Request, list[ImageSize]]:
+        """The engine's request for a question, and the sizes of its pictures."""
+        from qwenvl.engine import Request
+        from qwenvl.media import load_image
+
+        if not question.strip():
+            raise ValueError("the question is empty: write one")
+        images = [load_image(picture) for picture in pictures]
+        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        content.append({"type": "text", "text": question})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        patch = self.model.config.vision_config.patch_size
+        grids = inputs["image_grid_thw"].tolist() if images else []
+        sizes = [
+            ImageSize(image.width, image.height, columns * patch, rows * patch)
+            for image, (_, rows, columns) in zip(images, grids, strict=True)
+        ]
+        return Request.from_inputs(inputs, self.model.config, sampling), sizes

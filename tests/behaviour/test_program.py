@@ -1,0 +1,144 @@
+"""The program and the bundled model as a user meets them (inventory rows 41, 86, 94): right answers, on time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qwenvl.checkpoint.hub import demo_folder
+from qwenvl.demo.evaluate import TASKS
+from qwenvl.demo.grading import iou
+from qwenvl.demo.questions import Exchange, grade
+from qwenvl.demo.samples import PICTURES
+from qwenvl.demo.world import sample_picture
+
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "qwenvl")
+THREE = str(PICTURES / "three-shapes.png")
+DRAWN = {"red circle": (24, 20, 95, 91), "blue square": (176, 36, 247, 107), "green triangle": (96, 118, 185, 195)}
+
+pytestmark = pytest.mark.skipif(
+    not (demo_folder() / "model.safetensors").is_file(), reason="this checkout has no bundled checkpoint"
+)
+
+
+def qwenvl(*arguments: str, stdin: str = "", cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        [PROGRAM, *arguments], input=stdin, capture_output=True, text=True, cwd=cwd, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ask_streams_the_answer_and_nothing_else() -> None:
+    answer = qwenvl("ask", THREE, "Describe this image.")
+    assert answer.endswith("\n")
+    for name in DRAWN:
+        assert name in answer
+    assert answer.startswith("There are three objects")
+
+
+def test_ask_in_json_from_stdin() -> None:
+    report = json.loads(qwenvl("ask", THREE, "--json", stdin="What color is the circle?\n"))
+    assert "red" in report["answer"]
+    assert report["sizes"] == [{"width": 280, "height": 210, "resized": [280, 224]}]
+    assert report["finish_reason"] == "stop"
+    assert report["prompt_tokens"] > 80
+    assert 0 < report["first_token_seconds"] <= report["seconds"]
+
+
+def test_ask_without_a_picture() -> None:
+    assert "qwenvl" in qwenvl("ask", "Who are you?")
+
+
+def test_sampling_with_a_seed_repeats_itself() -> None:
+    command = ("ask", THREE, "Describe this image.", "--temperature", "5", "--max-new-tokens", "12", "--seed")
+    first, again, other = qwenvl(*command, "1"), qwenvl(*command, "1"), qwenvl(*command, "2")
+    assert first == again != other
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_locate_in_original_pixels(name: str, tmp_path: Path) -> None:
+    out = qwenvl("locate", THREE, name, cwd=tmp_path)
+    label, *corners = out.strip().split("\t")
+    assert label == name
+    x1, y1, x2, y2 = map(float, corners)
+    assert iou((x1, y1, x2, y2), DRAWN[name]) > 0.5
+    with Image.open(tmp_path / "three-shapes-boxes.png") as marked, Image.open(THREE) as picture:
+        assert marked.size == picture.size
+        assert list(marked.convert("RGB").getdata()) != list(picture.convert("RGB").getdata())
+
+
+def test_locate_maps_boxes_back_to_a_larger_file(tmp_path: Path) -> None:
+    with Image.open(THREE) as picture:
+        picture.resize((1120, 840)).save(tmp_path / "large.png")  # seen at the same size, four times as large on disk
+    report = json.loads(qwenvl("locate", str(tmp_path / "large.png"), "blue square", "--json", cwd=tmp_path))
+    (place,) = report["places"]
+    corners = [4.0 * number for number in DRAWN["blue square"]]
+    assert iou(tuple(place["box"]), (corners[0], corners[1], corners[2], corners[3])) > 0.5
+    assert (report["width"], report["height"], report["drawn"]) == (1120, 840, "large-boxes.png")
+
+
+def test_locate_on_a_fresh_picture(tmp_path: Path) -> None:
+    right = 0
+    for seed in range(4):
+        picture = sample_picture(np.random.default_rng([99, seed]), max_things=3, training=False)
+        path = tmp_path / f"{seed}.png"
+        Image.fromarray(picture.image).save(path)
+        answer = qwenvl("ask", str(path), "Describe this image.")
+        exchange = Exchange("describe", "", "", tuple(picture.things))
+        right += grade(exchange, picture, answer)["describe"] == 1.0
+    assert right >= 3
+
+
+def test_demo_shows_the_whole_way(tmp_path: Path) -> None:
+    out = qwenvl("demo", "--out", str(tmp_path), "--seed", "7")
+    for word in ("picture", "question", "answer", "boxes", "annotated", "drawn"):
+        assert f"\n{word}" in out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "fresh-7.png",
+        "fresh-7-boxes.png",
+        "three-shapes-boxes.png",
+    }
+
+
+def test_info_of_the_bundled_model() -> None:
+    report = json.loads(qwenvl("info", "--json"))
+    assert report["model_type"] == "qwen2_5_vl"
+    assert report["chat_template"] is not None
+    assert report["files"]["model.safetensors"] <= 12 * 10**6
+
+
+def test_eval_reports_every_task() -> None:
+    report = json.loads(qwenvl("eval", "demo", "--pictures", "2", "--json"))
+    names = {row["name"] for row in report["rows"]}
+    assert {bar for task in TASKS.values() for bar in task.bars} - {"locate mean IoU"} <= names
+
+
+def test_start_to_last_token_within_three_imports_of_torch() -> None:
+    def seconds(command: list[str]) -> float:
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=100)
+        return time.perf_counter() - start
+
+    ask = [PROGRAM, "ask", THREE, "Describe this image."]
+    pairs = [(seconds([sys.executable, "-c", "import torch"]), seconds(ask)) for _ in range(3)]
+    assert min(answer for _, answer in pairs) <= 3 * min(torch for torch, _ in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_bars_are_met_on_fresh_pictures() -> None:
+    report = json.loads(qwenvl_slow("eval", "demo", "--pictures", "100", "--seed", "1", "--json"))
+    assert [row for row in report["rows"] if not row["met"]] == []
+
+
+def qwenvl_slow(*arguments: str) -> str:
+    return subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, check=True, timeout=1700).stdout
