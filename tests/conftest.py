@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from qwenvl.processing import Qwen2_5_VLProcessor, Tokenizer
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKS = tuple(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad", "vision") for end in ("start", "end"))
@@ -73,6 +77,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     _write(folder / "config.json", {"model_type": "qwen2_5_vl"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def processor(checkpoint: Path) -> Qwen2_5_VLProcessor:
+    """The processor of `checkpoint`; tests leave it as it is."""
+    from qwenvl.processing import Qwen2_5_VLProcessor
+
+    return Qwen2_5_VLProcessor.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(processor: Qwen2_5_VLProcessor) -> Tokenizer:
+    """The tokenizer of `checkpoint`; tests leave it as it is."""
+    return processor.tokenizer
 
 
 def _write(path: Path, data: dict[str, object]) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor as Qwen2_5_VLProcessor_
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as their_smart_resize
 
+from qwenvl.demo.vocabulary import corpus, save_tokenizer, train_tokenizer
 from qwenvl.media import smart_resize
 from qwenvl.processing import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Tokenizer
 from qwenvl.processing.chat_template import BUILT_IN
@@ -40,6 +42,10 @@ TEXTS = [
     '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call><|object_ref_start|>cat<|object_ref_end|>',
     "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|vision_end|>Hi<|im_end|>\n",
 ]
+
+
+RANGES = [(32, 127), (0xA0, 0x250), (0x300, 0x330), (0x400, 0x460), (0x5D0, 0x5EB), (0x620, 0x650), (0x900, 0x970),
+          (0x3040, 0x30A0), (0x4E00, 0x4E80), (0xAC00, 0xAC40), (0x1F600, 0x1F640), (0x2000, 0x2030)]  # fmt: skip
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -106,6 +112,34 @@ def test_ids_of_plain_user_text_are_equal(checkpoint: Path) -> None:
         assert ours.encode(text, special=False) == theirs(text)["input_ids"]
 
 
+def test_ids_of_random_text_are_equal(checkpoint: Path) -> None:
+    theirs, ours = AutoTokenizer.from_pretrained(checkpoint), Tokenizer.from_pretrained(checkpoint)
+    draws = random.Random(3)
+    letters = [chr(c) for low, high in RANGES for c in range(low, high)] + list(" \n\t'\r" * 40) + ["'ll", "<|im_end|>"]
+    for _ in range(400):
+        text = "".join(draws.choices(letters, k=draws.randint(1, 60)))
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == ids, text
+        assert ours.decode(ids) == theirs.decode(ids), text
+
+
+def test_ids_of_vocabulary_and_merges_are_equal(checkpoint: Path, tmp_path: Path) -> None:
+    Backend.from_file(str(checkpoint / "tokenizer.json")).model.save(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text((checkpoint / "tokenizer_config.json").read_text())
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert (ours.eos_token_id, ours.pad_token_id, len(ours)) == (theirs.eos_token_id, theirs.pad_token_id, len(theirs))
+
+
+def test_ids_of_the_bundled_models_vocabulary_are_equal(tmp_path: Path) -> None:
+    save_tokenizer(train_tokenizer(corpus(np.random.default_rng(0), 600), 600), tmp_path, BUILT_IN)
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, *corpus(np.random.default_rng(1), 40)]:
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+    assert ours.chat_template == theirs.chat_template == BUILT_IN
+
+
 @pytest.fixture(scope="module")
 def pair(checkpoint: Path) -> tuple[Qwen2_5_VLProcessor, TheirProcessor]:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -158,6 +192,37 @@ def test_a_conversation_with_its_pictures_is_equal(pair: tuple[Qwen2_5_VLProcess
         assert torch.equal(got[name], expected[name]), name
     ids = [[*row] for row in got["input_ids"]]
     assert ours.post_process_image_text_to_text(got["input_ids"]) == theirs.post_process_image_text_to_text(ids)
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "Größe von 'x' <b>", "parameters": {"a": [1, None]}},
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{"add_vision_id": True}, {"tools": [TOOL, TOOL]}, {"tools": [TOOL], "add_generation_prompt": True}]
+)
+def test_the_template_is_rendered_as_theirs(
+    pair: tuple[Qwen2_5_VLProcessor, TheirProcessor], options: dict[str, Any]
+) -> None:
+    ours, theirs = pair
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": "é"}}}]}
+    answered = [*CONVERSATIONS[2], call, {"role": "tool", "content": "5"}, {"role": "tool", "content": "6"}]
+    for talk in (*CONVERSATIONS, answered):
+        assert ours.apply_chat_template(talk, **options) == theirs.apply_chat_template(talk, **options)
+
+
+def test_what_transformers_saves_is_read(pair: tuple[Qwen2_5_VLProcessor, TheirProcessor], tmp_path: Path) -> None:
+    ours, theirs = pair
+    theirs.tokenizer.save_pretrained(tmp_path)
+    Qwen2VLImageProcessorPil(size={"shortest_edge": 784, "longest_edge": 50176}).save_pretrained(tmp_path)
+    read = Qwen2_5_VLProcessor.from_pretrained(tmp_path)
+    assert (read.image_processor.min_pixels, read.image_processor.max_pixels) == (784, 50176)
+    for text in TEXTS:
+        assert read.tokenizer.encode(text) == ours.tokenizer.encode(text)
+    assert read.tokenizer.eos_token_id == ours.tokenizer.eos_token_id
+    assert read.tokenizer.added_tokens == ours.tokenizer.added_tokens
 
 
 def test_transformers_reads_what_is_saved(pair: tuple[Qwen2_5_VLProcessor, TheirProcessor], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from qwenvl.checkpoint.hub import resolve
 from qwenvl.checkpoint.names import HEAD, module_name
@@ -110,6 +111,18 @@ def load_pretrained(
     return cast(AnyModel, _load(cls, folder, dtype or torch_dtype, attn_implementation, device, None))
 
 
+class _NoInit(TorchFunctionMode):
+    """Leaves out torch.nn.init: weights are read over it anyway, and random numbers on the meta device pull in
+    torch._dynamo, which costs as long as `import torch`."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _load(
     kind: type[nn.Module] | None,
     folder: Path,
@@ -125,7 +138,7 @@ def _load(
     _check_config(folder, config)
     entries = _entries(folder)
     chosen = _dtype(dtype, config.dtype, entries)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInit():
         model = cast(type[Model], kind or found)(config.replace(dtype=chosen), attn_implementation)
     slots = model.state_dict(keep_vars=True)
     if config.tie_word_embeddings:

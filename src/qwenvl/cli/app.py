@@ -13,6 +13,7 @@ from qwenvl.cli.demo import demo
 from qwenvl.cli.eval import evaluate
 from qwenvl.cli.info import info
 from qwenvl.cli.locate import locate
+from qwenvl.cli.train import train
 
 app = typer.Typer(
     name="qwenvl",
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command("ask")(ask)
 app.command("locate")(locate)
 app.command("info")(info)
+app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("demo")(demo)
 

@@ -1,5 +1,8 @@
 """How the bundled model is trained: its config, its curriculum over the synthetic world, and an auxiliary loss.
 
+It learns to look first: for LOOKING steps only the tower is trained, by the auxiliary loss, on pictures without
+questions (a third of the cost of a full step). Then it learns to answer, beginning with one large thing.
+
 The auxiliary loss reads what covers each vision token (shape, colour, whose centre it holds, how far the box reaches)
 from the tower's output, and where the box lies in the picture from an early layer of the decoder. It is used in
 training only and speeds up looking: without it the model first learns sentences and looks much later.
@@ -7,7 +10,9 @@ training only and speeds up looking: without it the model first learns sentences
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +21,15 @@ from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLConfig
 from qwenvl.demo.questions import sample_exchange
-from qwenvl.demo.world import COLOURS, SHAPES, Picture, sample_foreign, sample_picture
+from qwenvl.demo.vocabulary import corpus, tokenizer_config, train_tokenizer
+from qwenvl.demo.world import COLOURS, MAX_PIXELS, MIN_PIXELS, SHAPES, Picture, sample_foreign, sample_picture
+from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration
+from qwenvl.processing import ChatTemplate, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Tokenizer
 from qwenvl.training.collate import TrainBatch
 from qwenvl.training.data import Encoder, Sample, Turn
+from qwenvl.training.trainer import Trainer, TrainSettings
 
+SENTENCES = 20_000  # from which the vocabulary is learned
 CELL = 28  # pixels of one vision token's side
 PLACES = 8  # ordinal classes of the centre tokens
 
@@ -54,6 +64,26 @@ def demo_config(ids: dict[str, int], vocab_size: int) -> Qwen2_5_VLConfig:
     )
 
 
+def demo_processor() -> Qwen2_5_VLProcessor:
+    """The processor of the bundled model: its limits, and a vocabulary learned from the world's own sentences."""
+    backend = train_tokenizer(corpus(np.random.default_rng(0), SENTENCES))
+    template = ChatTemplate()
+    tokenizer = Tokenizer(backend, tokenizer_config(backend, template.text))
+    return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(MIN_PIXELS, MAX_PIXELS), tokenizer, None, template)
+
+
+def demo_trainer(settings: TrainSettings, folder: Path, seed: int) -> Trainer:
+    """The trainer of `qwenvl train demo`: everything from scratch, or from the state in `folder`."""
+    processor = demo_processor()
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(
+        demo_config(processor.tokenizer.added_tokens, len(processor.tokenizer)), attn_implementation="eager"
+    )
+    eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
+    model.generation_config = {"do_sample": False, "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": pad}
+    return Trainer(model, processor, World(Encoder(processor), seed), settings, folder, Looking(model))
+
+
 @dataclass(frozen=True)
 class Lesson:
     """A stretch of the curriculum: up to which step, how many things a picture shows, and how often each kind of
@@ -62,9 +92,10 @@ class Lesson:
     until: int
     max_things: int
     large: float
-    kinds: dict[str, float]
+    kinds: Mapping[str, float]
 
 
+LOOKING, PICTURES = 1800, 20  # steps of looking only, and how many pictures each has
 FIRST = {"describe": 3, "colour": 1, "shape": 1, "exists": 1, "locate": 3}
 SECOND = {**FIRST, "count": 1, "where": 1, "point": 1, "relation": 1}
 WHOLE = {
@@ -79,9 +110,9 @@ WHOLE = {
     "point": 1,
 }
 LESSONS = (
-    Lesson(400, 1, 0.7, FIRST),
-    Lesson(900, 2, 0.4, SECOND),
-    Lesson(1500, 3, 0.2, WHOLE),
+    Lesson(LOOKING + 150, 1, 0.7, FIRST),
+    Lesson(LOOKING + 400, 2, 0.4, SECOND),
+    Lesson(LOOKING + 800, 3, 0.2, WHOLE),
     Lesson(10**9, 5, 0.1, WHOLE),
 )
 FOREIGN, IDENTITY = 0.04, 0.04  # share of samples: pictures outside the world, questions without a picture
@@ -95,8 +126,10 @@ class World:
         self._encoder, self._seed, self._budget, self._turns = encoder, seed, token_budget, turns
 
     def batch(self, step: int) -> list[Sample]:
-        """Samples of up to token_budget tokens in all; a pure function of (seed, step)."""
+        """Samples of about token_budget tokens in all; a pure function of (seed, step)."""
         rng = np.random.default_rng([self._seed, step])
+        if step < LOOKING:
+            return [self._look(rng) for _ in range(PICTURES)]
         lesson = next(x for x in LESSONS if step < x.until)
         samples: list[Sample] = []
         used = 0
@@ -104,6 +137,12 @@ class World:
             samples.append(self._sample(rng, lesson))
             used += len(samples[-1].token_ids)
         return samples
+
+    def _look(self, rng: np.random.Generator) -> Sample:
+        """A picture with no question: nothing in it carries an answer."""
+        picture = sample_foreign(rng) if rng.random() < FOREIGN else sample_picture(rng)
+        sample = self._encoder.encode([picture.image], [Turn("", "", images=1)], extra=cell_targets(picture))
+        return replace(sample, answer=torch.zeros_like(sample.answer))
 
     def _sample(self, rng: np.random.Generator, lesson: Lesson) -> Sample:
         draw = rng.random()
@@ -177,22 +216,27 @@ class Looking:
         self._hidden = output
 
     def loss(self, embeds: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
-        """Cross entropies of shape, colour, centre and ordinal, and absolute errors of boxes in units of 28 px."""
+        """Cross entropies of shape, colour, centre and ordinal, and absolute errors of boxes in units of 28 px.
+
+        Tokens that hold a thing's centre count twice for shape, colour and reach: answers are read there. Without a
+        run of the decoder (a batch of looking only) its two terms are left out.
+        """
         targets = torch.cat([x for x in batch.extras if x is not None])
-        assert self._hidden is not None
-        assert batch.packed.vision_index is not None
-        seen = self._hidden.index_select(0, batch.packed.vision_index)
         shape, colour, centre, reach = self.module["tower"](embeds).float().split(self._sizes, dim=-1)
-        order, box = self.module["decoder"](seen).float().split([PLACES, 4], dim=-1)
         on, middle = targets[:, 0] > 0, targets[:, 2] > 0
-        parts = {
-            "a_shape": F.cross_entropy(shape, targets[:, 0].long()),
-            "a_colour": F.cross_entropy(colour, targets[:, 1].long()),
-            "a_centre": F.cross_entropy(centre, targets[:, 2].long()) * 2,
-        }
+        parts = {"a_centre": F.cross_entropy(centre, targets[:, 2].long()) * 2}
+        for name, rows in (("", slice(None)), ("_middle", middle)):
+            if isinstance(rows, slice) or bool(rows.any()):
+                parts["a_shape" + name] = F.cross_entropy(shape[rows], targets[rows, 0].long())
+                parts["a_colour" + name] = F.cross_entropy(colour[rows], targets[rows, 1].long())
         if bool(on.any()):
             parts["a_reach"] = F.l1_loss(reach[on], targets[on, 4:8] / CELL)
-            parts["a_order"] = F.cross_entropy(order[middle], targets[middle, 3].long()) * 0.3
-            parts["a_box"] = F.l1_loss(box[on], targets[on, 8:12] / CELL) * 0.5
+            parts["a_reach_middle"] = F.l1_loss(reach[middle], targets[middle, 4:8] / CELL)
+        if self._hidden is not None and batch.packed.vision_index is not None:
+            seen = self._hidden.index_select(0, batch.packed.vision_index)
+            order, box = self.module["decoder"](seen).float().split([PLACES, 4], dim=-1)
+            if bool(on.any()):
+                parts["a_order"] = F.cross_entropy(order[middle], targets[middle, 3].long()) * 0.3
+                parts["a_box"] = F.l1_loss(box[on], targets[on, 8:12] / CELL) * 0.5
         self._hidden = None
         return self._weight * torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}

@@ -47,8 +47,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # damaged EXIF says nothing about the orientation
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        deep = np.asarray(image)
+        grey = (deep >> 8).clip(0, 255).astype(np.uint8)
+        grey[deep == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
         clear = image.convert("RGBA")
         white = Image.new("RGBA", clear.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, clear).convert("RGB")
@@ -63,7 +66,8 @@ def _open(data: bytes, name: str, policy: MediaPolicy) -> Image.Image:
         with warnings.catch_warnings(action="ignore"):  # of sizes below the limit, of damaged EXIF
             image = _identify(data)
     except Image.DecompressionBombError:
-        raise MediaError(f"{name} has more pixels than the limit of {policy.max_pixels}: make it smaller") from None
+        limit = min(policy.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or 0))
+        raise MediaError(f"{name} has more pixels than the limit of {limit}: make it smaller") from None
     except UnidentifiedImageError:
         raise MediaError(
             f"{name} is not a picture that can be read: expected PNG, JPEG, WebP, GIF, BMP or TIFF"

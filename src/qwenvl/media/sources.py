@@ -23,7 +23,8 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class MediaPolicy:
-    """What may be read, and how much. max_pixels is checked from the header, before anything is decoded.
+    """What may be read, and how much. max_pixels is checked from the header, before anything is decoded; the default
+    is also the most that Pillow opens.
 
     allow_files: local paths and file:// addresses. allow_private: http(s) hosts on loopback, private or link-local
     networks. timeout: seconds for a whole download.
@@ -57,8 +58,8 @@ def read_bytes(source: str | os.PathLike[str], policy: MediaPolicy) -> bytes:
         if local is None:
             raise MediaError(f"{shown(text)} is on another machine or not absolute: expected file:///path")
         rest = text[local.end() :]
-        raw = Path(rest)  # some write the path as it is, without escaping
-        return _file_bytes(raw if policy.allow_files and raw.is_file() else Path(url2pathname(rest)), policy)
+        as_it_is = policy.allow_files and os.path.isfile(rest)  # some write the path without escaping it
+        return _file_bytes(Path(rest if as_it_is else url2pathname(rest)), policy)
     if "://" in text:
         raise MediaError(f"{shown(text)} cannot be fetched: expected a path, file://, http(s):// or data: address")
     return _file_bytes(Path(text), policy)
@@ -110,6 +111,9 @@ def _download(address: str, policy: MediaPolicy) -> bytes:
         if not policy.allow_private:
             _refuse_private(url.host, name)
         with httpx.stream("GET", url, timeout=policy.timeout, follow_redirects=False) as response:
+            if response.has_redirect_location:
+                target = shown(response.headers["location"])
+                raise MediaError(f"{name} answered with status {response.status_code}: give the address {target}")
             if response.status_code != 200:
                 raise MediaError(f"{name} answered with status {response.status_code}: expected 200 and a picture")
             for part in response.iter_bytes():

@@ -99,6 +99,8 @@ def _picture(item: dict[str, Any], where: str) -> PictureItem:
     height, width = item.get("resized_height"), item.get("resized_width")
     if (height is None) != (width is None):
         raise ValueError(f"{where}: resized_height and resized_width belong together, one of them is missing")
+    if height is not None and any(item.get(name) is not None for name in ("min_pixels", "max_pixels")):
+        raise ValueError(f"{where}: give resized_height and resized_width, or min_pixels and max_pixels, not both")
     size = smart_resize(height, width, min_pixels=ITEM_MIN, max_pixels=ITEM_MAX) if height and width else None
     return PictureItem(source, item.get("min_pixels"), item.get("max_pixels"), size)
 

@@ -31,6 +31,7 @@ UNTIDY = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n
           (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 
 CONTENT_MARKS = frozenset(f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end"))
+NAMES = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 Ids = Sequence[int] | torch.Tensor
 
@@ -76,12 +77,14 @@ class Tokenizer:
         return cls(backend, config)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json."""
+        """Writes tokenizer.json and tokenizer_config.json, with padding_side as it is now."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(
-            json.dumps(self.config, indent=2, ensure_ascii=False) + "\n", "utf-8"
+            json.dumps({**NAMES, **self.config, "padding_side": self.padding_side}, indent=2, ensure_ascii=False)
+            + "\n",
+            "utf-8",
         )
 
     def __len__(self) -> int:
@@ -94,11 +97,11 @@ class Tokenizer:
 
     @property
     def eos_token(self) -> str:
-        return _content(self.config.get("eos_token") or "<|im_end|>")
+        return _content(self.config.get("eos_token") or NAMES["eos_token"])
 
     @property
     def pad_token(self) -> str:
-        return _content(self.config.get("pad_token") or "<|endoftext|>")
+        return _content(self.config.get("pad_token") or NAMES["pad_token"])
 
     @property
     def eos_token_id(self) -> int:

@@ -138,6 +138,8 @@ class Trainer:
             embeds = packed.vision_embeds = self.model.encode_vision(pixels, batch.grids)
         else:
             packed.vision_index = None
+        if embeds is not None and self.auxiliary is not None and not len(batch.targets):
+            return self.auxiliary.loss(embeds, batch)  # nothing to answer: the tower alone is trained
         logits = self.model.run(packed)
         answers = F.cross_entropy(logits, batch.targets)
         right = (logits.detach().argmax(-1) == batch.targets).float().mean()

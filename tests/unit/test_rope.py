@@ -1,0 +1,112 @@
+"""M-RoPE positions against tables worked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from qwenvl.model.rope import mrope_positions, rotate, text_rotation, vision_rotation
+
+IMAGE, VIDEO = 7, 8
+
+
+@dataclass
+class Vision:
+    spatial_merge_size: int = 2
+    tokens_per_second: float | None = 2
+
+
+@dataclass
+class Config:
+    vision_config: Vision
+    image_token_id: int = IMAGE
+    video_token_id: int = VIDEO
+
+
+def positions(ids: list[int], rate: float | None = 2, **grids: Any) -> tuple[list[list[int]], int]:
+    config: Any = Config(Vision(tokens_per_second=rate))
+    found, delta = mrope_positions(torch.tensor(ids), config, **grids)
+    return found.tolist(), delta
+
+
+def test_text_counts_on_all_rows() -> None:
+    assert positions([1, 2, 3]) == ([[0, 1, 2]] * 3, 0)
+
+
+def test_picture_between_text() -> None:
+    rows, delta = positions([1, 2, *[IMAGE] * 6, 3, 4], image_grid_thw=torch.tensor([[1, 4, 6]]))
+    assert rows == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6],  # time stands still
+        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6],  # the widest row decides where text goes on
+    ]
+    assert delta == 7 - 10
+
+
+@pytest.mark.parametrize(
+    ("fps", "times"),
+    [
+        (0.25, [0, 16, 32]),  # 2 frames a step: 8 s a step, 2 ids a second
+        (1, [0, 4, 8]),
+        (2, [0, 2, 4]),
+        (4, [0, 1, 2]),
+        (8, [0, 0, 1]),  # half an id a step: floor comes last
+    ],
+)
+def test_video_time_is_floored_last(fps: float, times: list[int]) -> None:
+    rows, delta = positions(
+        [VIDEO] * 3 + [1], video_grid_thw=torch.tensor([[3, 2, 2]]), second_per_grid_ts=[2 / fps]
+    )
+    assert rows[0] == [*times, times[-1] + 1]  # text after a long video starts behind its time, not its size
+    assert rows[1] == [0, 0, 0, times[-1] + 1]
+    assert delta == times[-1] + 2 - 4
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.5, [0, 1, 2, 3]), (1.5, [0, 3, 6, 9]), (0.3, [0, 0, 1, 1])])
+def test_intervals(seconds: float, times: list[int]) -> None:
+    rows, _ = positions([VIDEO] * 4, video_grid_thw=torch.tensor([[4, 2, 2]]), second_per_grid_ts=[seconds])
+    assert rows[0] == times
+
+
+def test_qwen2_vl_counts_frames() -> None:
+    rows, _ = positions([VIDEO] * 3, rate=None, video_grid_thw=torch.tensor([[3, 2, 2]]), second_per_grid_ts=[9.0])
+    assert rows[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ids", "grids", "said"),
+    [
+        ([1, IMAGE], None, "more image tokens"),
+        ([1, IMAGE], [[1, 4, 4]], "needs 4 placeholder"),
+        ([1], [[1, 2, 2]], "1 image and 0 video grids were given"),
+    ],
+)
+def test_mismatch_is_an_error(ids: list[int], grids: list[list[int]] | None, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        positions(ids, image_grid_thw=None if grids is None else torch.tensor(grids))
+
+
+def test_seconds_for_every_video() -> None:
+    with pytest.raises(ValueError, match="2 values for 1 videos"):
+        positions([VIDEO], video_grid_thw=torch.tensor([[1, 2, 2]]), second_per_grid_ts=[1.0, 1.0])
+
+
+def test_rotation_depends_on_differences_only() -> None:
+    """The product of a turned query and key is a function of how far apart they are, on each row of positions."""
+    q, k = torch.randn(2, 1, 1, 8)
+    a, b = torch.tensor([[5], [3], [9]]), torch.tensor([[2], [7], [9]])
+    for shift in (0, 11):
+        turned = [rotate(x, text_rotation(p + shift, 8, 100.0, (1, 2, 1))) for x, p in ((q, a), (k, b))]
+        if shift == 0:
+            first = (turned[0] * turned[1]).sum()
+        torch.testing.assert_close((turned[0] * turned[1]).sum(), first)
+
+
+def test_vision_rotation_halves() -> None:
+    cosine, sine = vision_rotation(torch.tensor([[2, 0], [0, 3]]), 8)
+    assert torch.equal(sine[0, 0, 2:], torch.zeros(2))  # no column, no turn in the second half
+    assert torch.equal(sine[1, 0, :2], torch.zeros(2))
+    torch.testing.assert_close(cosine[0, 0, 0], torch.tensor(2.0).cos())
