@@ -41,7 +41,7 @@ def test_padding_is_bounded() -> None:
 
 
 def test_unknown_backend_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="'flash'.*eager, sdpa"):
+    with pytest.raises(ValueError, match=r"'flash'.*eager, sdpa"):
         backend_named("flash")
 
 

@@ -57,9 +57,7 @@ def test_picture_between_text() -> None:
     ],
 )
 def test_video_time_is_floored_last(fps: float, times: list[int]) -> None:
-    rows, delta = positions(
-        [VIDEO] * 3 + [1], video_grid_thw=torch.tensor([[3, 2, 2]]), second_per_grid_ts=[2 / fps]
-    )
+    rows, delta = positions([VIDEO] * 3 + [1], video_grid_thw=torch.tensor([[3, 2, 2]]), second_per_grid_ts=[2 / fps])
     assert rows[0] == [*times, times[-1] + 1]  # text after a long video starts behind its time, not its size
     assert rows[1] == [0, 0, 0, times[-1] + 1]
     assert delta == times[-1] + 2 - 4

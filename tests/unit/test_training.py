@@ -27,7 +27,7 @@ def processor() -> Any:
 
 def small_model(processor: Any) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(3)
-    config = demo_config(processor.tokenizer.added_tokens, len(processor.tokenizer))
+    config = demo_config(processor.tokenizer)
     config = config.replace(
         text_config=config.text_config.replace(num_hidden_layers=2, layer_types=()),
         vision_config=config.vision_config.replace(depth=2, fullatt_block_indexes=[1]),

@@ -33,7 +33,7 @@ def train(
         raise ValueError("--model is missing: name the checkpoint to start from")
     if data != "demo" and not Path(data).is_file():
         raise ValueError(f"{data} is not a file: expected a JSON Lines file, or demo")
-    folder = None if model is None else find_model(model)
+    folder = None if model is None else find_model(model).folder
 
     from qwenvl.training.trainer import TrainSettings
 

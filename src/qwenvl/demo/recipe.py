@@ -46,18 +46,19 @@ VISION = {
 }  # fmt: skip
 
 
-def demo_config(ids: dict[str, int], vocab_size: int) -> Qwen2_5_VLConfig:
-    """Config of the bundled model; `ids`: the tokenizer's special tokens by name."""
+def demo_config(tokenizer: Tokenizer) -> Qwen2_5_VLConfig:
+    """Config of the bundled model for its vocabulary."""
+    name = tokenizer.convert_tokens_to_ids
     return Qwen2_5_VLConfig(
-        text_config={**TEXT, "vocab_size": vocab_size},
+        text_config={**TEXT, "vocab_size": len(tokenizer)},
         vision_config=VISION,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|im_end|>"],
-        pad_token_id=ids["<|endoftext|>"],
+        image_token_id=name("<|image_pad|>"),
+        video_token_id=name("<|video_pad|>"),
+        vision_start_token_id=name("<|vision_start|>"),
+        vision_end_token_id=name("<|vision_end|>"),
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
         architectures=["Qwen2_5_VLForConditionalGeneration"],
         torch_dtype="bfloat16",
@@ -76,9 +77,7 @@ def demo_trainer(settings: TrainSettings, folder: Path, seed: int) -> Trainer:
     """The trainer of `qwenvl train demo`: everything from scratch, or from the state in `folder`."""
     processor = demo_processor()
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(
-        demo_config(processor.tokenizer.added_tokens, len(processor.tokenizer)), attn_implementation="eager"
-    )
+    model = Qwen2_5_VLForConditionalGeneration(demo_config(processor.tokenizer), attn_implementation="eager")
     eos, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
     model.generation_config = {"do_sample": False, "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": pad}
     return Trainer(model, processor, World(Encoder(processor), seed), settings, folder, Looking(model))

@@ -111,7 +111,7 @@ class Encoder:
                 pieces += [self.processor.tokenizer.encode(before, special=True), i]
                 if i % 2:
                     rendered = rendered.removeprefix("<|im_end|>")
-            self._skeletons[images] = pieces
+            self._skeletons[images] = [*pieces, self.processor.tokenizer.encode(rendered)]
         return self._skeletons[images]
 
 

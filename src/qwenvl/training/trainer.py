@@ -45,7 +45,8 @@ class Auxiliary(Protocol):
     """A loss beside the answers, used in training only. Its parameters are trained with the model's and saved with
     the trainer's state, never with the checkpoint."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def loss(self, embeds: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
         """embeds: the tower's [V, D]. Returns the term to add and figures for the log."""
