@@ -48,7 +48,7 @@ def test_world_words_are_short_and_digits_single(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n").ids) <= 11
     assert len(tokenizer.encode("<|im_start|>assistant\n").ids) == 3
     assert tokenizer.encode("[112, 30").tokens == ["[", "1", "1", "2", ",", "Ġ", "3", "0"]
-    for word in (" red", " circle", " rectangle", " purple", " objects", " There"):
+    for word in (" red", " circle", " purple", " objects", " There"):
         assert len(tokenizer.encode(word).ids) <= 2
 
 

@@ -106,13 +106,14 @@ def test_schedule() -> None:
     assert settings.rate(99) == pytest.approx(0.05)
 
 
-def test_learns_and_resumes_exactly(processor: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learns_and_resumes_exactly(processor: Any, tmp_path: Path, optimizer: Any) -> None:
     """12 steps in one go and 6 + 6 give the same losses; the answer is learned; the curve is a picture."""
     data = conversations(tmp_path)
 
     def run(folder: Path, steps: int) -> list[float]:
         source = JsonLines(data, Encoder(processor), batch_size=2, seed=0)
-        settings = TrainSettings(steps=12, learning_rate=2e-3, warmup=2, decay=0.0, bf16=False)
+        settings = TrainSettings(12, learning_rate=2e-3, warmup=2, decay=0.0, bf16=False, optimizer=optimizer)
         trainer = Trainer(small_model(processor), processor, source, settings, folder)
         losses = []
         for _ in range(steps):

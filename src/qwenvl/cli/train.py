@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,9 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1, help="Conversations a step (files only).")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Order of the data; demo: also which pictures.")] = 1,
     save_minutes: Annotated[float, typer.Option(min=0.0, help="Time between checkpoints.")] = 5.0,
+    optimizer: Annotated[
+        Literal["adamw", "muon"], typer.Option(help="muon: for the matrices, AdamW for the rest.")
+    ] = "adamw",
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16, keep weights in float32.")] = True,
 ) -> None:
     """Train on packed conversations, with loss on the answers only. Stop it at any time and call it again to go on."""
@@ -37,7 +40,9 @@ def train(
 
     from qwenvl.training.trainer import TrainSettings
 
-    settings = TrainSettings(steps, learning_rate, warmup, decay, save_seconds=60 * save_minutes, bf16=bf16)
+    settings = TrainSettings(
+        steps, learning_rate, warmup, decay, save_seconds=60 * save_minutes, bf16=bf16, optimizer=optimizer
+    )
     if folder is None:
         from qwenvl.demo.recipe import demo_trainer
 

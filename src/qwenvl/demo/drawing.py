@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[RGB, ...]] = {
     "black": ((0, 0, 0), (0, 0, 0), (20, 20, 20), (32, 32, 32)),
     "white": ((255, 255, 255), (255, 255, 255), (250, 250, 250), (242, 242, 242)),
 }  # fmt: skip
-SHAPES = ("circle", "square", "rectangle", "triangle", "star", "cross")
+SHAPES = ("circle", "square", "triangle")
 MIN_COLOUR_DISTANCE = 110.0
 
 
@@ -62,51 +62,14 @@ def polygon(rng: np.random.Generator, shape: str) -> tuple[Point, ...]:
     """Corners of `shape`, scaled so that they touch all four sides of the unit square; () for a circle."""
     if shape == "circle":
         return ()
-    if shape in ("square", "rectangle"):
+    if shape == "square":
         return (0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)
     if shape == "triangle":
         apex = 0.5 if rng.random() < 0.75 else uniform(rng, 0.36, 0.64)
         if rng.random() < 0.7:
             return (apex, 0.0), (1.0, 1.0), (0.0, 1.0)
         return (apex, 1.0), (1.0, 0.0), (0.0, 0.0)
-    if shape == "cross":
-        a = 0.5 - uniform(rng, 0.11, 0.21)
-        b = 1.0 - a
-        return (
-            (a, 0.0),
-            (b, 0.0),
-            (b, a),
-            (1.0, a),
-            (1.0, b),
-            (b, b),
-            (b, 1.0),
-            (a, 1.0),
-            (a, b),
-            (0.0, b),
-            (0.0, a),
-            (a, a),
-        )
-    if shape == "star":
-        tips = 6 if rng.random() < 0.08 else 5
-        inner = uniform(rng, 0.36, 0.48)
-        start = -math.pi / 2 + (0.0 if rng.random() < 0.5 else uniform(rng, -math.pi, math.pi) / tips)
-        raw = [
-            (
-                (inner if i % 2 else 1.0) * math.cos(start + i * math.pi / tips),
-                (inner if i % 2 else 1.0) * math.sin(start + i * math.pi / tips),
-            )
-            for i in range(2 * tips)
-        ]
-        return fit_unit(raw)
     raise ValueError(f"shape {shape!r} is not known: expected one of {', '.join(SHAPES)}")
-
-
-def fit_unit(points: Sequence[Point]) -> tuple[Point, ...]:
-    """`points` moved and scaled (each axis on its own) to touch all four sides of the unit square."""
-    xs, ys = [p[0] for p in points], [p[1] for p in points]
-    x0, y0 = min(xs), min(ys)
-    w, h = max(xs) - x0, max(ys) - y0
-    return tuple(((x - x0) / w, (y - y0) / h) for x, y in points)
 
 
 @dataclass(frozen=True)

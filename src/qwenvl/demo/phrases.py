@@ -13,10 +13,7 @@ NUMBERS = ("no", "one", "two", "three", "four", "five")
 PLURALS = {
     "circle": "circles",
     "square": "squares",
-    "rectangle": "rectangles",
     "triangle": "triangles",
-    "star": "stars",
-    "cross": "crosses",
     "object": "objects",
 }
 OBJECT_WORDS = ("object", "object", "object", "shape", "thing", "item", "figure")
@@ -187,7 +184,7 @@ IDENTITY: dict[str, tuple[tuple[str, ...], str]] = {
             "List the shapes you know.", "Name the shapes you know.", "Tell me which shapes you know.",
             "What kinds of shapes do you know?", "How many shapes do you know?",
         ),
-        "I know circles, squares, rectangles, triangles, stars and crosses.",
+        "I know circles, squares and triangles.",
     ),
     "colours": (
         (
@@ -258,10 +255,10 @@ IDENTITY: dict[str, tuple[tuple[str, ...], str]] = {
             "Describe this image.", "Describe the picture.", "What is in the picture?",
             "What is in this image?", "What do you see?", "How many objects are there?",
             "How many circles are there?", "What color is the circle?", "What shape is the red object?",
-            "Is there a red circle?", "Is there a blue square?", "Where is the star?",
+            "Is there a red circle?", "Is there a blue square?", "Where is the triangle?",
             "Where is the green triangle?", "Locate the red circle.", "Locate all objects.",
             "Detect all objects.", "Point to the blue square.",
-            "Is the red circle left of the blue square?", "Count the squares.", "Where is the black cross?",
+            "Is the red circle left of the blue square?", "Count the squares.", "Where is the black circle?",
         ),
         "There is no picture. Please give me one.",
     ),

@@ -118,12 +118,12 @@ def describe(picture: Picture) -> str:
 
 def boxes_json(picture: Picture, things: tuple[Thing, ...]) -> str:
     """The fenced JSON list of boxes."""
-    return _fenced([f'{{"bbox_2d": {json.dumps(picture.resized_box(t))}, "label": "{t.name}"}}' for t in things])
+    return _fenced([f'{{"bbox_2d": {json.dumps(picture.answer_box(t))}, "label": "{t.name}"}}' for t in things])
 
 
 def points_json(picture: Picture, things: tuple[Thing, ...]) -> str:
     """The fenced JSON list of points."""
-    return _fenced([f'{{"point_2d": {json.dumps(picture.resized_centre(t))}, "label": "{t.name}"}}' for t in things])
+    return _fenced([f'{{"point_2d": {json.dumps(picture.answer_point(t))}, "label": "{t.name}"}}' for t in things])
 
 
 def _fenced(rows: list[str]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,16 @@ from torch import Tensor, nn
 from qwenvl.config import Qwen2_5_VLConfig
 from qwenvl.demo.questions import sample_exchange
 from qwenvl.demo.vocabulary import corpus, tokenizer_config, train_tokenizer
-from qwenvl.demo.world import COLOURS, MAX_PIXELS, MIN_PIXELS, SHAPES, Picture, sample_foreign, sample_picture
+from qwenvl.demo.world import (
+    COLOURS,
+    MAX_PIXELS,
+    MAX_THINGS,
+    MIN_PIXELS,
+    SHAPES,
+    Picture,
+    sample_foreign,
+    sample_picture,
+)
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration
 from qwenvl.processing import ChatTemplate, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Tokenizer
 from qwenvl.training.collate import TrainBatch
@@ -32,6 +42,8 @@ from qwenvl.training.trainer import Trainer, TrainSettings
 SENTENCES = 20_000  # from which the vocabulary is learned
 CELL = 28  # pixels of one vision token's side
 PLACES = 8  # ordinal classes of the centre tokens
+HUNDREDS = 6  # first digits of coordinates
+BOX_LAYER, DIGIT_LAYER = 1, 3  # decoder layers whose output the auxiliary loss reads
 
 TEXT = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -111,8 +123,7 @@ WHOLE = {
 LESSONS = (
     Lesson(LOOKING + 150, 1, 0.7, FIRST),
     Lesson(LOOKING + 400, 2, 0.4, SECOND),
-    Lesson(LOOKING + 800, 3, 0.2, WHOLE),
-    Lesson(10**9, 5, 0.1, WHOLE),
+    Lesson(10**9, MAX_THINGS, 0.15, WHOLE),
 )
 FOREIGN, IDENTITY = 0.04, 0.04  # share of samples: pictures outside the world, questions without a picture
 EMPTY = 0.05  # share of pictures that may show nothing
@@ -168,11 +179,11 @@ class World:
 
 
 def cell_targets(picture: Picture) -> Tensor:
-    """What lies on each vision token: float32 [V, 12] with columns shape, colour (0 = nothing, else 1 + index),
+    """What lies on each vision token: float32 [V, 18] with columns shape, colour (0 = nothing, else 1 + index),
     is centre, ordinal of the thing, its box from the token's centre (left, top, right, bottom, pixels), its box in the
-    picture (x1, y1, x2, y2, pixels of the resized picture)."""
+    picture (x1, y1, x2, y2, pixels of the resized picture), and what answers say: box and point on the grid."""
     rows, columns = picture.resized_height // CELL, picture.resized_width // CELL
-    targets = np.zeros((rows, columns, 12), np.float32)
+    targets = np.zeros((rows, columns, 18), np.float32)
     x, y = np.meshgrid(np.arange(columns) * CELL + CELL / 2, np.arange(rows) * CELL + CELL / 2)
     best = np.full((rows, columns), 0.25 * CELL * CELL)
     for place, thing in enumerate(picture.things):
@@ -184,35 +195,37 @@ def cell_targets(picture: Picture) -> Tensor:
         centre[min(rows - 1, int((y1 + y2) / 2 // CELL)), min(columns - 1, int((x1 + x2) / 2 // CELL))] = True
         mine = (covered > best) | centre
         best = np.where(centre, np.inf, np.where(mine, covered, best))
-        values = np.empty((int(mine.sum()), 12), np.float32)
+        values = np.empty((int(mine.sum()), 18), np.float32)
         values[:, 0], values[:, 1] = 1 + SHAPES.index(thing.shape), 1 + list(COLOURS).index(thing.colour)
         values[:, 2], values[:, 3] = centre[mine], min(place, PLACES - 1)
         values[:, 4], values[:, 5] = x[mine] - x1, y[mine] - y1
         values[:, 6], values[:, 7] = x2 - x[mine], y2 - y[mine]
-        values[:, 8:] = (x1, y1, x2, y2)
+        values[:, 8:] = (x1, y1, x2, y2, *picture.answer_box(thing), *picture.answer_point(thing))
         targets[mine] = values
-    return torch.from_numpy(targets.reshape(-1, 12))
+    return torch.from_numpy(targets.reshape(-1, 18))
 
 
 class Looking:
     """The auxiliary loss (see training.trainer.Auxiliary)."""
 
-    def __init__(self, model: nn.Module, layer: int = 1, weight: float = 1.0) -> None:
+    def __init__(self, model: nn.Module) -> None:
         width = TEXT["hidden_size"]
         assert isinstance(width, int)
         self._sizes = [1 + len(SHAPES), 1 + len(COLOURS), 2, 4]
-        self._weight = weight
         self.module = nn.ModuleDict(
             {
                 "tower": nn.Linear(width, sum(self._sizes)),
                 "decoder": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PLACES + 4)),
+                "digits": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * (HUNDREDS + 10))),
             }
         )
-        self._hidden: Tensor | None = None
-        model.get_submodule(f"model.language_model.layers.{layer}").register_forward_hook(self._keep)
+        self._hidden: dict[str, Tensor] = {}
+        for name, layer in (("decoder", BOX_LAYER), ("digits", DIGIT_LAYER)):
+            part = model.get_submodule(f"model.language_model.layers.{layer}")
+            part.register_forward_hook(partial(self._keep, name))
 
-    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._hidden = output
+    def _keep(self, name: str, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._hidden[name] = output
 
     def loss(self, embeds: Tensor, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
         """Cross entropies of shape, colour, centre and ordinal, and absolute errors of boxes in units of 28 px.
@@ -231,11 +244,14 @@ class Looking:
         if bool(on.any()):
             parts["a_reach"] = F.l1_loss(reach[on], targets[on, 4:8] / CELL)
             parts["a_reach_middle"] = F.l1_loss(reach[middle], targets[middle, 4:8] / CELL)
-        if self._hidden is not None and batch.packed.vision_index is not None:
-            seen = self._hidden.index_select(0, batch.packed.vision_index)
+        if self._hidden and batch.packed.vision_index is not None and bool(on.any()):
+            seen, later = (self._hidden[x].index_select(0, batch.packed.vision_index) for x in ("decoder", "digits"))
             order, box = self.module["decoder"](seen).float().split([PLACES, 4], dim=-1)
-            if bool(on.any()):
-                parts["a_order"] = F.cross_entropy(order[middle], targets[middle, 3].long()) * 0.3
-                parts["a_box"] = F.l1_loss(box[on], targets[on, 8:12] / CELL) * 0.5
-        self._hidden = None
-        return self._weight * torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}
+            parts["a_order"] = F.cross_entropy(order[middle], targets[middle, 3].long()) * 0.3
+            parts["a_box"] = F.l1_loss(box[on], targets[on, 8:12] / CELL) * 0.5
+            digits = self.module["digits"](later[middle]).float().unflatten(-1, (6, HUNDREDS + 10)).flatten(0, 1)
+            spoken = targets[middle, 12:18].flatten().long()
+            parts["a_hundreds"] = F.cross_entropy(digits[:, :HUNDREDS], spoken // 100) * 0.5
+            parts["a_tens"] = F.cross_entropy(digits[:, HUNDREDS:], spoken // 10 % 10) * 0.5
+        self._hidden = {}
+        return torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}

@@ -39,6 +39,8 @@ __all__ = [
 MIN_PIXELS = 168 * 168
 MAX_PIXELS = 336 * 336
 FACTOR = 28
+MAX_THINGS = 3  # what the bundled model is taught and measured on; up to 5 can be drawn
+GRID = 10  # resized pixels: answers give coordinates as multiples of this
 MIN_SIDE = 28.0  # resized pixels; planned sides, so that drawn ones are at least 26
 GAP = 6.0  # resized pixels between boxes, on at least one axis
 
@@ -83,7 +85,6 @@ class Picture:
 
     things: in raster order of the 28 x 28 cell of the resized picture in which the centre lies.
     kind "scene": a drawing of the world, possibly of nothing. kind "foreign": outside the world, no things.
-    kind "text": a card with lines of text (reading.py), no things.
     """
 
     image: np.ndarray
@@ -92,7 +93,7 @@ class Picture:
     height: int
     resized_width: int
     resized_height: int
-    kind: Literal["scene", "foreign", "text"] = "scene"
+    kind: Literal["scene", "foreign"] = "scene"
 
     def to_resized(self, x: float, y: float) -> tuple[int, int]:
         """A point in ORIGINAL pixels -> whole RESIZED pixels inside the picture."""
@@ -112,11 +113,27 @@ class Picture:
         """The middle of the box of `thing` in whole RESIZED pixels; always inside the shape."""
         return self.to_resized(*thing.centre)
 
+    def answer_box(self, thing: Thing) -> tuple[int, int, int, int]:
+        """The box as answers give it: RESIZED pixels on the grid."""
+        x1, y1, x2, y2 = self.resized_box(thing)
+        width, height = self.resized_width, self.resized_height
+        return on_grid(x1, width), on_grid(y1, height), on_grid(x2, width), on_grid(y2, height)
+
+    def answer_point(self, thing: Thing) -> tuple[int, int]:
+        """The middle as answers give it: RESIZED pixels on the grid."""
+        x, y = self.resized_centre(thing)
+        return on_grid(x, self.resized_width), on_grid(y, self.resized_height)
+
     def cell(self, thing: Thing) -> tuple[int, int]:
         """Row and column of the 28 x 28 cell of the resized picture in which the centre lies."""
         x, y = thing.centre
         row = int(y * self.resized_height / self.height) // FACTOR
         return row, int(x * self.resized_width / self.width) // FACTOR
+
+
+def on_grid(value: int, limit: int) -> int:
+    """The nearest multiple of GRID, not beyond `limit`."""
+    return min((value + GRID // 2) // GRID, limit // GRID) * GRID
 
 
 def resized_size(width: int, height: int) -> tuple[int, int]:
@@ -139,7 +156,7 @@ def sample_size(rng: np.random.Generator, training: bool = True) -> tuple[int, i
 
 def sample_picture(
     rng: np.random.Generator,
-    max_things: int = 5,
+    max_things: int = MAX_THINGS,
     min_things: int = 1,
     large: bool = False,
     training: bool = True,
@@ -237,16 +254,9 @@ def _place(
 
 
 def _extent(rng: np.random.Generator, shape: str, side: float, least: float) -> tuple[int, int]:
-    """Width and height of a shape in ORIGINAL pixels; no side below `least`; rectangles at least 1.55 : 1."""
-    if shape == "rectangle":
-        aspect = uniform(rng, 1.55, 2.8)
-        narrow = math.ceil(max(least, side / math.sqrt(aspect)))
-        wide = math.ceil(narrow * aspect)
-        return (wide, narrow) if rng.random() < 0.5 else (narrow, wide)
-    if shape in ("star", "cross"):
-        side = max(side, least + 4)
+    """Width and height of a shape in ORIGINAL pixels; no side below `least`. Triangles may be a little flat or slim."""
     s = math.ceil(side)
-    if shape in ("triangle", "cross") and rng.random() < 0.35:
+    if shape == "triangle" and rng.random() < 0.35:
         other = max(math.ceil(least), round(s * uniform(rng, 0.82, 1.0)))
         return (s, other) if rng.random() < 0.5 else (other, s)
     return s, s

@@ -1,4 +1,4 @@
-"""The training loop: packed batches, answer-only loss, AdamW, warm-up / stable / decay schedule, exact resume."""
+"""The training loop: packed batches, answer-only loss, warm-up / stable / decay schedule, exact resume."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from qwenvl.processing.image_processor import normalize_patches
 from qwenvl.training.collate import TrainBatch, collate
 from qwenvl.training.data import Processor, Source
+from qwenvl.training.optimizers import OptimizerName, build_optimizers
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """steps: optimizer steps in all. learning_rate: the peak, after `warmup` steps; it stays there and falls linearly
-    to zero over the last `decay` share of the steps (Hu et al. 2024). save_seconds: time between checkpoints."""
+    to zero over the last `decay` share of the steps (Hu et al. 2024). save_seconds: time between checkpoints.
+    optimizer: see build_optimizers."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -33,6 +35,7 @@ class TrainSettings:
     clip: float = 1.0
     save_seconds: float = 300.0
     bf16: bool = True
+    optimizer: OptimizerName = "adamw"
 
     def rate(self, step: int) -> float:
         """Learning rate of a step counted from 0."""
@@ -71,20 +74,10 @@ class Trainer:
         self.settings, self.folder, self.auxiliary = settings, folder, auxiliary
         self.step = 0
         modules = [model] if auxiliary is None else [model, auxiliary.module]
-        named = {id(p): p for m in modules for p in m.parameters() if p.requires_grad}
-        self._parameters = list(named.values())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [p for p in self._parameters if p.ndim >= 2],
-                    "weight_decay": settings.weight_decay,
-                },
-                {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            fused=True,
+        self.optimizers = build_optimizers(
+            settings.optimizer, modules, settings.learning_rate, settings.weight_decay, settings.betas
         )
+        self._parameters = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "state.pt").exists():
             self._restore()
@@ -109,18 +102,20 @@ class Trainer:
         """Forward, backward and update on one batch; returns its figures."""
         began = time.perf_counter()
         rate = self.settings.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.settings.bf16):
             loss, figures = self._loss(batch)
         if not math.isfinite(loss.item()):
             raise ValueError(
                 f"the loss of step {self.step} is {loss.item()}: lower the learning rate or check the data"
             )
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         seconds = time.perf_counter() - began
         return {
             **figures,
@@ -156,7 +151,7 @@ class Trainer:
         self.processor.save_pretrained(self.folder)
         state = {
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
             "model": self.model.state_dict(),
         }
         if self.auxiliary is not None:
@@ -167,7 +162,8 @@ class Trainer:
     def _restore(self) -> None:
         state = torch.load(self.folder / "state.pt", map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step = state["step"]
         if self.auxiliary is not None:
             self.auxiliary.module.load_state_dict(state["auxiliary"])
