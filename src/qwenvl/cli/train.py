@@ -21,17 +21,22 @@ def train(
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 1e-3,
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the peak is reached.")] = 100,
     decay: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of the steps in which it falls to 0.")] = 0.4,
-    batch_size: Annotated[int, typer.Option(min=1, help="Conversations a step (files only).")] = 8,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Conversations a step (files only; 8).")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Order of the data; demo: also which pictures.")] = 1,
     save_minutes: Annotated[float, typer.Option(min=0.0, help="Time between checkpoints.")] = 5.0,
     optimizer: Annotated[
         Literal["adamw", "muon"], typer.Option(help="muon: for the matrices, AdamW for the rest.")
     ] = "adamw",
+    short_answers: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="0: every token counts alike, 1: every answer.")
+    ] = 0.0,
     bf16: Annotated[bool, typer.Option(help="Compute in bfloat16, keep weights in float32.")] = True,
 ) -> None:
     """Train on packed conversations, with loss on the answers only. Stop it at any time and call it again to go on."""
     if data == "demo" and model is not None:
         raise ValueError("`train demo` makes the bundled model from scratch: leave out --model")
+    if data == "demo" and batch_size is not None:
+        raise ValueError("`train demo` fills its batches by tokens: leave out --batch-size")
     if data != "demo" and model is None:
         raise ValueError("--model is missing: name the checkpoint to start from")
     if data != "demo" and not Path(data).is_file():
@@ -41,14 +46,21 @@ def train(
     from qwenvl.training.trainer import TrainSettings
 
     settings = TrainSettings(
-        steps, learning_rate, warmup, decay, save_seconds=60 * save_minutes, bf16=bf16, optimizer=optimizer
+        steps,
+        learning_rate,
+        warmup,
+        decay,
+        save_seconds=60 * save_minutes,
+        bf16=bf16,
+        optimizer=optimizer,
+        short_answers=short_answers,
     )
     if folder is None:
         from qwenvl.demo.recipe import demo_trainer
 
         trainer = demo_trainer(settings, out, seed)
     else:
-        trainer = _file_trainer(Path(data), folder, settings, out, batch_size, seed)
+        trainer = _file_trainer(Path(data), folder, settings, out, batch_size or 8, seed)
     if trainer.step >= steps:
         raise ValueError(f"{out} is already at step {trainer.step}: raise --steps, or choose another --out")
     _run(trainer, settings)

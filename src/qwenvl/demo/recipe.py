@@ -114,9 +114,9 @@ WHOLE = {
     "count": 1.5,
     "colour": 1,
     "shape": 1,
-    "exists": 1,
-    "where": 1,
-    "relation": 1.5,
+    "exists": 1.5,
+    "where": 1.5,
+    "relation": 2,
     "locate": 3,
     "point": 1,
 }

@@ -16,10 +16,14 @@ from qwenvl.types import PackedBatch, SeqInfo
 @dataclass
 class TrainBatch:
     """packed: tokens, positions and bounds; its logits_index are the N rows that predict an answer token.
-    targets int64 [N]; patches uint8 [P, 1176]; grids int64 [n, 3]; extras: one per sample."""
+
+    targets int64 [N]; lengths int64 [N], tokens of the answer that each target belongs to; patches uint8 [P, 1176];
+    grids int64 [n, 3]; extras: one per sample.
+    """
 
     packed: PackedBatch
     targets: Tensor
+    lengths: Tensor
     patches: Tensor
     grids: Tensor
     extras: list[Any]
@@ -33,6 +37,7 @@ def collate(samples: list[Sample], config: Any) -> TrainBatch:
         [mrope_positions(s.token_ids, config, s.grids if len(s.grids) else None)[0] for s in samples], 1
     )
     predicted = answer.nonzero().squeeze(1)
+    _, run, counts = torch.unique_consecutive(answer, return_inverse=True, return_counts=True)
     pictured = [s for s in samples if len(s.grids)]
     width = 3 * config.vision_config.temporal_patch_size * config.vision_config.patch_size**2
     return TrainBatch(
@@ -44,6 +49,7 @@ def collate(samples: list[Sample], config: Any) -> TrainBatch:
             logits_index=predicted - 1,
         ),
         tokens[predicted],
+        counts[run[predicted]],
         torch.cat([s.patches for s in pictured]) if pictured else torch.zeros(0, width, dtype=torch.uint8),
         torch.cat([s.grids for s in pictured]) if pictured else torch.zeros(0, 3, dtype=torch.long),
         [s.extra for s in samples],

@@ -24,7 +24,8 @@ from qwenvl.training.optimizers import OptimizerName, build_optimizers
 class TrainSettings:
     """steps: optimizer steps in all. learning_rate: the peak, after `warmup` steps; it stays there and falls linearly
     to zero over the last `decay` share of the steps (Hu et al. 2024). save_seconds: time between checkpoints.
-    optimizer: see build_optimizers."""
+    optimizer: see build_optimizers. short_answers: power by which a token counts less in a longer answer; 0 counts
+    every token alike, 1 every answer alike (a "Yes." then weighs as much as a list of boxes)."""
 
     steps: int
     learning_rate: float = 1e-3
@@ -36,6 +37,7 @@ class TrainSettings:
     save_seconds: float = 300.0
     bf16: bool = True
     optimizer: OptimizerName = "adamw"
+    short_answers: float = 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate of a step counted from 0."""
@@ -137,7 +139,8 @@ class Trainer:
         if embeds is not None and self.auxiliary is not None and not len(batch.targets):
             return self.auxiliary.loss(embeds, batch)  # nothing to answer: the tower alone is trained
         logits = self.model.run(packed)
-        answers = F.cross_entropy(logits, batch.targets)
+        weights = batch.lengths.to(torch.float32) ** -self.settings.short_answers
+        answers = (F.cross_entropy(logits, batch.targets, reduction="none") * weights).sum() / weights.sum()
         right = (logits.detach().argmax(-1) == batch.targets).float().mean()
         figures = {"loss": answers.item(), "right": right.item()}
         if self.auxiliary is None or embeds is None:
