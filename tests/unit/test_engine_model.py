@@ -171,3 +171,25 @@ def test_damaged_weights_are_said_to_be() -> None:
     done = Engine(broken).run([Request.from_inputs({"input_ids": torch.tensor([5, 6])}, config)])[0]
     assert done.finish_reason == "error"
     assert "not finite (64 of 64)" in str(done.error)
+    assert "first at lm_head" in str(done.error)
+
+
+def test_an_overflowing_tower_names_its_layer() -> None:
+    """The vision tower of a damaged model: the request fails with the layer's name, and text goes on."""
+    import copy
+
+    broken = copy.deepcopy(model_of("qwen2_5_vl"))
+    torch.nn.init.constant_(broken.model.visual.blocks[1].mlp.down_proj.bias, float("inf"))
+    pictured, text = (Request.from_inputs(row, broken.config, SamplingParams(max_new_tokens=2)) for row in two_rows())
+    done = Engine(broken).run([pictured, text])
+    assert done[0].finish_reason == "error"
+    assert "first at model.visual.blocks.1.mlp.down_proj: load the model in bfloat16" in str(done[0].error)
+    assert done[1].finish_reason == "length"
+
+
+def two_rows() -> list[dict[str, Any]]:
+    """Inputs of a prompt with a picture, and of one without."""
+    grid = torch.tensor([[1, 4, 4]])
+    ids = torch.tensor([[3, START, *[IMAGE] * 4, END, 5]])
+    pictured = {"input_ids": ids, "pixel_values": torch.ones(16, 1176), "image_grid_thw": grid}
+    return [pictured, {"input_ids": torch.tensor([[3, 4, 5]])}]

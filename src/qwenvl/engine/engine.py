@@ -222,14 +222,16 @@ class Engine:
         for chunk in chunks:
             chunk.request.computed = chunk.stop
         states = [request.sampling for request in wanted if request.sampling is not None]
-        for request, drawn in zip(wanted, self._sampler.sample(logits, states), strict=True):
-            self._take(request, drawn)
+        draws = self._sampler.sample(logits, states)
+        where = self._runner.explain(chunks, self._pool.cache) if any(d.error for d in draws) else ""
+        for request, drawn in zip(wanted, draws, strict=True):
+            if drawn.error is not None:
+                self._fail(request, FloatingPointError(drawn.error + where))
+            else:
+                self._take(request, drawn)
 
     def _take(self, request: Request, drawn: Drawn) -> None:
         """Append a drawn token to its request, and tell."""
-        if drawn.error is not None:
-            self._fail(request, FloatingPointError(drawn.error))
-            return
         request.output_ids.append(drawn.token)
         if drawn.logprob is not None:
             request.output_logprobs.append(drawn.logprob)

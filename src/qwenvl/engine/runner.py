@@ -7,11 +7,14 @@ encoding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qwenvl.model.finite import first_non_finite
 from qwenvl.model.kv_cache import SlotCache
 from qwenvl.types import PackedBatch, SeqInfo
 
@@ -60,10 +63,21 @@ class Runner:
         for item in _items_in(chunk):
             if item.content_hash not in self._embeds:
                 grid = torch.tensor([item.grid], device=self._model.device)
-                embeds = self._model.encode_vision(item.patches.to(self._model.device), grid)
+                encode = partial(self._model.encode_vision, item.patches.to(self._model.device), grid)
+                embeds = encode()
+                if not bool(torch.isfinite(embeds).all()):
+                    raise FloatingPointError(f"the vision tower's output is not finite{self._culprit(encode)}")
                 assert embeds.shape[0] == item.tokens, (embeds.shape, item.tokens)
                 self._embeds[item.content_hash] = embeds
             self._users.setdefault(item.content_hash, set()).add(chunk.request.id)
+
+    def explain(self, chunks: list[Chunk], cache: SlotCache) -> str:
+        """Where logits that are not finite come from, found by computing the chunks once more under watch."""
+        return self._culprit(partial(self.run, chunks, cache))
+
+    def _culprit(self, compute: Callable[[], Tensor]) -> str:
+        name = first_non_finite(self._model, compute) if isinstance(self._model, nn.Module) else None
+        return f", first at {name}: load the model in bfloat16 or float32" if name else ""
 
     def release(self, request_id: str) -> None:
         """Forget the embeddings that only this request needed."""
