@@ -97,8 +97,8 @@ def demo_trainer(settings: TrainSettings, folder: Path, seed: int) -> Trainer:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A stretch of the curriculum: up to which step, how many things a picture shows, and how often each kind of
-    question is asked."""
+    """A stretch of the curriculum: up to which step, how many things a picture shows, the share of pictures with large
+    ones, and how often each kind of short question is asked."""
 
     until: int
     max_things: int
@@ -107,22 +107,15 @@ class Lesson:
 
 
 LOOKING, PICTURES = 1800, 20  # steps of looking only, and how many pictures each has
-FIRST = {"describe": 3, "colour": 1, "shape": 1, "exists": 1, "locate": 3}
-SECOND = {**FIRST, "count": 1, "where": 1, "point": 1, "relation": 1}
-WHOLE = {
-    "describe": 3,
-    "count": 1.5,
-    "colour": 1,
-    "shape": 1,
-    "exists": 1.5,
-    "where": 1.5,
-    "relation": 2,
-    "locate": 3,
-    "point": 1,
-}
+FIRST = {"colour": 1, "shape": 1, "exists": 1, "point": 1}
+WHOLE = {"count": 1.5, "colour": 1, "shape": 1.5, "exists": 2, "where": 1.5, "relation": 2, "point": 1}
+LONG = ("describe", "locate")  # every sample has one of these
+LONG_FIRST = (
+    0.35  # share of samples that begin with it; the short answers can be read off it there, so mostly it is last
+)
 LESSONS = (
     Lesson(LOOKING + 150, 1, 0.7, FIRST),
-    Lesson(LOOKING + 400, 2, 0.4, SECOND),
+    Lesson(LOOKING + 400, 2, 0.4, WHOLE),
     Lesson(10**9, MAX_THINGS, 0.15, WHOLE),
 )
 FOREIGN, IDENTITY = 0.04, 0.04  # share of samples: pictures outside the world, questions without a picture
@@ -132,7 +125,7 @@ EMPTY = 0.05  # share of pictures that may show nothing
 class World:
     """A training source (see training.data.Source) that draws new pictures for every step."""
 
-    def __init__(self, encoder: Encoder, seed: int, token_budget: int = 4500, turns: int = 3) -> None:
+    def __init__(self, encoder: Encoder, seed: int, token_budget: int = 3000, turns: int = 4) -> None:
         self._encoder, self._seed, self._budget, self._turns = encoder, seed, token_budget, turns
 
     def batch(self, step: int) -> list[Sample]:
@@ -157,7 +150,7 @@ class World:
     def _sample(self, rng: np.random.Generator, lesson: Lesson) -> Sample:
         draw = rng.random()
         if draw < IDENTITY:
-            exchanges = [sample_exchange(rng, None, "identity") for _ in range(self._turns)]
+            exchanges = [sample_exchange(rng, None, "identity") for _ in range(2)]
             return self._encoder.encode([], [Turn(e.question, e.answer) for e in exchanges])
         if draw < IDENTITY + FOREIGN:
             picture = sample_foreign(rng)
@@ -168,6 +161,8 @@ class World:
             names = list(lesson.kinds)
             weights = np.array(list(lesson.kinds.values()))
             kinds = list(rng.choice(names, self._turns, replace=False, p=weights / weights.sum()))
+            place = 0 if rng.random() < LONG_FIRST else len(kinds)
+            kinds.insert(place, LONG[int(rng.integers(len(LONG)))])
         turns: list[Turn] = []
         for kind in kinds:
             exchange = sample_exchange(rng, picture, kind)
