@@ -94,7 +94,7 @@ def test_cell_targets_mark_every_centre() -> None:
         picture = sample_picture(rng, max_things=5, min_things=1)
         targets = cell_targets(picture)
         assert targets[:, 2].sum() == len(picture.things)
-        boxes = {tuple(row) for row in targets[targets[:, 2] > 0][:, 8:].int().tolist()}
+        boxes = {tuple(row) for row in targets[targets[:, 2] > 0][:, 8:12].int().tolist()}
         assert boxes == {picture.resized_box(t) for t in picture.things}
         assert torch.equal(targets[:, 0] > 0, targets[:, 1] > 0)
 
