@@ -39,5 +39,5 @@ def build_optimizers(
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=learning_rate, betas=betas, fused=True)
     if not muon:
         return [adamw]
-    options = {"lr": learning_rate, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    return [torch.optim.Muon(muon, **options), adamw]
+    matrices = torch.optim.Muon(muon, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [matrices, adamw]
