@@ -26,12 +26,9 @@ from tokenizers import (
 
 from qwenvl.demo.questions import KINDS, sample_exchange
 from qwenvl.demo.world import sample_foreign, sample_picture
+from qwenvl.processing.tokenizer import PIECES
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # (text, special): only special ones are dropped by skip_special_tokens
 ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
     ("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True),
@@ -56,7 +53,7 @@ def train_tokenizer(samples: Iterator[str], size: int = 960) -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated", invert=False),
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated", invert=False),
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from qwenvl.media.images import load_image
-from qwenvl.media.pixels import resize_rgb
-from qwenvl.media.resize import smart_resize
-from qwenvl.processing.image_processor import Qwen2VLImageProcessor, patchify
+from qwenvl.processing.image_processor import Qwen2VLImageProcessor
 from qwenvl.processing.processor import Qwen2_5_VLProcessor, Qwen2VLProcessor
 
 Processor = Qwen2_5_VLProcessor | Qwen2VLProcessor
@@ -117,12 +115,8 @@ class Encoder:
 
 def prepare(image: np.ndarray, settings: Qwen2VLImageProcessor) -> tuple[Tensor, Tensor]:
     """uint8 [H, W, 3] -> (uint8 patches [P, 1176], grid int64 [3]) by the processor's limits."""
-    factor = settings.patch_size * settings.merge_size
-    height, width = smart_resize(
-        image.shape[0], image.shape[1], factor, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
-    )
-    rgb = resize_rgb(image, height, width)
-    patches = patchify(rgb, settings.patch_size, settings.merge_size, settings.temporal_patch_size)
+    height, width = settings.target_size(*image.shape[:2])
+    patches = settings.patches(image, height, width)
     return patches, torch.tensor([1, height // settings.patch_size, width // settings.patch_size])
 
 

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qwenvl.processing.image_processor import normalize_patches
 from qwenvl.training.collate import TrainBatch, collate
 from qwenvl.training.data import Processor, Source
 from qwenvl.training.optimizers import OptimizerName, build_optimizers
@@ -131,8 +130,7 @@ class Trainer:
         packed = batch.packed
         embeds = None
         if len(batch.grids):
-            settings = self.processor.image_processor
-            pixels = normalize_patches(batch.patches, settings.image_mean, settings.image_std)
+            pixels = self.processor.image_processor.normalize(batch.patches)
             embeds = packed.vision_embeds = self.model.encode_vision(pixels, batch.grids)
         else:
             packed.vision_index = None
