@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from qwenvl.demo.recipe import LOOKING, World, cell_targets, demo_config, demo_processor
+from qwenvl.demo.lessons import LOOKING, World
+from qwenvl.demo.recipe import demo_config, demo_processor
+from qwenvl.demo.sights import cell_targets
 from qwenvl.demo.world import sample_picture
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration
 from qwenvl.training.collate import collate

@@ -1,7 +1,7 @@
-"""Measures a model on fresh pictures of the bundled model's world, and compares with the bars it has to meet.
+"""Measures a model on fresh pictures, pairs and clips of the bundled model's world, and compares with its bars.
 
-The pictures come from a stream of random numbers that training never draws from; a seed and an index give one
-picture and one question for ever, so that every mistake can be looked at again.
+They come from a stream of random numbers that training never draws from; a seed and an index give one
+scene and one question for ever, so that every mistake can be looked at again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from qwenvl.demo.clips import Clip, clip_video, sample_clip
 from qwenvl.demo.grading import grade
+from qwenvl.demo.happenings import sample_comparison, sample_happening
+from qwenvl.demo.pairs import Pair, sample_pair
 from qwenvl.demo.questions import Exchange, sample_exchange
 from qwenvl.demo.world import Picture, sample_foreign, sample_picture
+from qwenvl.media.videos import Video
 
 BATCH = 16  # questions asked together
+WHEN_ERROR = "when: mean error, s"
 HELD_OUT = 77_000_001  # first word of every seed here; training seeds have other, smaller first words
 
 
@@ -28,12 +33,13 @@ class HasText(Protocol):
     def text(self) -> str: ...
 
 
-AskMany = Callable[[Sequence[tuple[Sequence[Image.Image], str]]], Sequence[HasText]]
+Scene = Picture | Pair | Clip | None
+AskMany = Callable[[Sequence[tuple[Sequence[Image.Image | Video], str]]], Sequence[HasText]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """Question kinds asked in equal shares, and the least acceptable score for each measure."""
+    """Question kinds asked in equal shares, and the bar of each measure: the least score, or the most error."""
 
     kinds: tuple[str, ...]
     bars: dict[str, float]
@@ -46,12 +52,17 @@ TASKS: dict[str, Task] = {
     "locate": Task(("locate",), {"locate recall": 0.88, "locate mean IoU": 0.75}),
     "point": Task(("point",), {"point": 0.92}),
     "text": Task(("identity", "foreign"), {"text": 0.90}),
+    "motion": Task(("happens", "moves", "direction"), {"motion": 0.90}),
+    "when": Task(("when",), {WHEN_ERROR: 0.5}),
+    "difference": Task(("differs",), {"difference": 0.80}),
+    "one of two": Task(("which",), {}),
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number. bar: what it must reach, None = for information. count: answers (or things) behind it."""
+    """One number. bar: what it must reach (an error: not exceed), None = for information. count: answers (or things)
+    behind it."""
 
     name: str
     value: float
@@ -60,7 +71,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        return self.bar is None or self.value >= self.bar
+        return self.bar is None or (self.value <= self.bar if self.name == WHEN_ERROR else self.value >= self.bar)
 
 
 @dataclass(frozen=True)
@@ -95,22 +106,36 @@ class Report:
         return {"met": self.met, "rows": rows, "mistakes": len(self.mistakes)}
 
 
-def held_out(task: str, seed: int, index: int) -> tuple[Picture | None, Exchange]:
-    """Picture and question number `index` of a task: always the same for the same arguments."""
+def held_out(task: str, seed: int, index: int) -> tuple[Scene, Exchange]:
+    """Scene and question number `index` of a task: always the same for the same arguments."""
     names = list(TASKS)
     rng = np.random.default_rng([HELD_OUT, seed, names.index(task), index])
     kind = TASKS[task].kinds[index % len(TASKS[task].kinds)]
     while True:
-        picture = None if kind == "identity" else _picture(rng, kind)
-        exchange = sample_exchange(rng, picture, kind)
+        scene, exchange = _ask(rng, kind)
         if exchange is not None:
-            return picture, exchange
+            return scene, exchange
 
 
-def _picture(rng: np.random.Generator, kind: str) -> Picture:
-    if kind == "foreign":
-        return sample_foreign(rng, training=False)
-    return sample_picture(rng, training=False)
+def _ask(rng: np.random.Generator, kind: str) -> tuple[Scene, Exchange | None]:
+    if kind == "identity":
+        return None, sample_exchange(rng, None, kind)
+    if kind in ("differs", "which"):
+        pair = sample_pair(rng)
+        return pair, sample_comparison(rng, pair, kind)
+    if kind in ("happens", "moves", "direction", "when"):
+        clip = sample_clip(rng)
+        return clip, sample_happening(rng, clip, kind)
+    picture = sample_foreign(rng, training=False) if kind == "foreign" else sample_picture(rng, training=False)
+    return picture, sample_exchange(rng, picture, kind)
+
+
+def media_of(scene: Scene) -> list[Image.Image | Video]:
+    """What is shown with a question about the scene."""
+    if isinstance(scene, Clip):
+        return [clip_video(scene)]
+    pictures = () if scene is None else scene.pictures if isinstance(scene, Pair) else (scene,)
+    return [Image.fromarray(picture.image) for picture in pictures]
 
 
 def evaluate(
@@ -120,9 +145,9 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Ask `pictures` questions of every task, each on its own picture, and grade the answers.
+    """Ask `pictures` questions of every task, each on its own scene, and grade the answers.
 
-    ask_many: (pictures, question) pairs -> answers in their order. progress: told how many more are answered.
+    ask_many: (pictures or videos, question) pairs -> answers in their order. progress: told how many more are answered.
     ValueError for an unknown task or pictures < 1.
     """
     chosen = list(TASKS) if tasks is None else list(tasks)
@@ -137,18 +162,11 @@ def evaluate(
         for first in range(0, pictures, BATCH):
             indices = range(first, min(first + BATCH, pictures))
             asked = [held_out(name, seed, i) for i in indices]
-            answers = ask_many([([Image.fromarray(p.image)] if p else [], e.question) for p, e in asked])
-            for i, (picture, exchange), answer in zip(indices, asked, answers, strict=True):
-                scores = grade(exchange, picture, answer.text)
+            answers = ask_many([(media_of(scene), e.question) for scene, e in asked])
+            for i, (scene, exchange), answer in zip(indices, asked, answers, strict=True):
+                scores = grade(exchange, scene if isinstance(scene, Picture) else None, answer.text)
                 graded.append((exchange, scores))
-                if (
-                    min(
-                        scores.get("recall", 1.0),
-                        scores.get("precision", 1.0),
-                        scores.get(exchange.kind, 1.0),
-                    )
-                    < 1
-                ):
+                if min(scores.get(name, 1.0) for name in ("recall", "precision", exchange.kind)) < 1:
                     place = (seed, list(TASKS).index(name), i)
                     report.mistakes.append(Mistake(name, place, exchange.question, exchange.answer, answer.text))
             if progress:
@@ -162,8 +180,15 @@ def _rows(name: str, graded: list[tuple[Exchange, dict[str, float]]]) -> list[Ro
     task = TASKS[name]
     if name == "locate":
         return _locate_rows(task, graded)
+    if name == "when":
+        errors = [values["error"] for _, values in graded]
+        right = [values["when"] for _, values in graded]
+        return [
+            Row(WHEN_ERROR, float(np.mean(errors)), len(errors), task.bars[WHEN_ERROR]),
+            Row("  within 0.5 s", float(np.mean(right)), len(right)),
+        ]
     scores = [(exchange.kind, values[exchange.kind]) for exchange, values in graded]
-    rows = [Row(name, float(np.mean([s for _, s in scores])), len(scores), task.bars[name])]
+    rows = [Row(name, float(np.mean([s for _, s in scores])), len(scores), task.bars.get(name))]
     for kind in task.kinds if len(task.kinds) > 1 else ():
         mine = [s for k, s in scores if k == kind]
         if mine:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _THING = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?\b")
 _ROW = re.compile(r"\{[^{}]*\}")
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?) ?s(?:ec|\b)")
+FROM_START = "from the start"
+MISSED = 5.0  # seconds of error that an answer without a time counts as
 
 
 def grade(exchange: Exchange, picture: Picture | None, answer_text: str) -> dict[str, float]:
@@ -24,12 +27,17 @@ def grade(exchange: Exchange, picture: Picture | None, answer_text: str) -> dict
     describe: {"describe"} 1 when exactly the right colour-and-shape multiset is named. count: {"count"}.
     locate: {"recall", "precision"} at IoU 0.5 with the right label, and {"iou"}, the mean IoU of the things
     found (absent when nothing was to be found, or nothing was). point: {"point"} inside the drawn shape, with
-    the right label and no extra points. Others: {kind}, exact up to case, spaces and punctuation.
+    the right label and no extra points. when: {"when"} within half a second, and {"error"} in seconds. which first,
+    which second: {kind} as describe. Others: {kind}, exact up to case, spaces and punctuation.
     """
-    if exchange.kind == "describe":
+    if exchange.kind == "when":
+        wanted, got = told_seconds(exchange.answer), told_seconds(answer_text)
+        error = MISSED if wanted is None or got is None else abs(wanted - got)
+        return {"when": float(error <= 0.5), "error": error}
+    if exchange.kind == "describe" or exchange.kind.startswith("which"):
         told = Counter(" ".join(m) for m in _THING.findall(answer_text.lower()))
         true = Counter(t.name for t in exchange.targets)
-        return {"describe": float(told == true and _says_number(exchange, answer_text))}
+        return {exchange.kind: float(told == true and _says_number(exchange, answer_text))}
     if exchange.kind == "count":
         return {"count": float(_number(answer_text) == len(exchange.targets))}
     if exchange.kind == "locate" and picture is not None:
@@ -37,6 +45,14 @@ def grade(exchange: Exchange, picture: Picture | None, answer_text: str) -> dict
     if exchange.kind == "point" and picture is not None:
         return {"point": _grade_points(exchange.targets, picture, parse_json(answer_text))}
     return {exchange.kind: float(_plain(answer_text) == _plain(exchange.answer))}
+
+
+def told_seconds(text: str) -> float | None:
+    """The seconds that an answer tells: "... at 2.5 seconds", "... from the start" (0); None when it tells none."""
+    found = _SECONDS.search(text.lower())
+    if found:
+        return float(found.group(1))
+    return 0.0 if FROM_START in text.lower() else None
 
 
 def parse_json(text: str) -> list[dict[str, Any]] | None:

@@ -280,3 +280,51 @@ IDENTITY: dict[str, tuple[tuple[str, ...], str]] = {
         "I only know simple drawings of coloured shapes, so I cannot answer that.",
     ),
 }  # fmt: skip
+
+# ---- of short videos
+
+HAPPENS = (
+    "What happens in the video?", "What happens in this video?", "What happens?", "What happened in the video?",
+    "Describe this video.", "Describe the video.", "Describe what happens.", "What is going on in this video?",
+    "Tell me what happens in the video.", "What do you see in the video?", "What does the video show?",
+    "Summarize the video.", "What takes place in the clip?", "What changes in the video?",
+)  # fmt: skip
+
+MOVES = (
+    "What moves?", "What moves in the video?", "What is moving?", "Which object moves?", "Which object is moving?",
+    "Which thing moves in this video?", "What moves and where?", "What moves, and which way?", "Does anything move?",
+    "Tell me what moves.", "Which shape moves in the clip?",
+)  # fmt: skip
+
+DIRECTION = (
+    "Which way does the {thing} move?", "Which way does the {thing} move?", "Where does the {thing} move?",
+    "Where does the {thing} go?", "In which direction does the {thing} move?", "How does the {thing} move?",
+    "Which direction does the {thing} go?", "Where is the {thing} moving?", "Where is the {thing} going?",
+    "What is the direction of the {thing}?", "Tell me where the {thing} moves.",
+)  # fmt: skip
+
+WHEN = (
+    "When does the {thing} appear?", "When does the {thing} appear?", "When does the {thing} appear in the video?",
+    "At what time does the {thing} appear?", "At which second does the {thing} appear?",
+    "When can you first see the {thing}?",
+    "When does the {thing} show up?", "When is the {thing} first visible?", "When does the {thing} come into view?",
+    "How many seconds until the {thing} appears?", "Tell me when the {thing} appears.",
+)  # fmt: skip
+
+# ---- of two pictures
+
+DIFFERS = (
+    "What is different?", "What differs?", "What is the difference between the two pictures?",
+    "What is the difference between these pictures?", "What is the difference between the images?",
+    "What differs between the two pictures?", "What has changed?", "What changed?", "Spot the difference.",
+    "Find the difference.", "Compare the two pictures.", "Compare these images.", "How do the two images differ?",
+    "How is the second picture different from the first?", "What changed from the first picture to the second?",
+    "What differs?", "Are the pictures the same?", "Tell me the difference.", "Which difference do you see?",
+)  # fmt: skip
+
+WHICH = (
+    "Describe the {ordinal} picture.", "Describe the {ordinal} image.", "What is in the {ordinal} picture?",
+    "What is in the {ordinal} image?", "What does the {ordinal} picture show?",
+    "What do you see in the {ordinal} picture?",
+    "Tell me what is in the {ordinal} image.",
+)  # fmt: skip

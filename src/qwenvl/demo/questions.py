@@ -32,12 +32,16 @@ APART = 0.12  # share of the side by which two centres must differ to be compare
 
 @dataclass(frozen=True)
 class Exchange:
-    """One question and its exact answer. targets: the things the answer is about (count: those counted)."""
+    """One question and its exact answer. targets: the things the answer is about (count: those counted).
+
+    mentions: words of the question that name things of the picture, in order, with the things that they name.
+    """
 
     kind: str
     question: str
     answer: str
     targets: tuple[Thing, ...] = ()
+    mentions: tuple[tuple[str, tuple[Thing, ...]], ...] = ()
 
 
 def possible(picture: Picture | None, kind: str) -> bool:
@@ -237,7 +241,7 @@ def _count(rng: np.random.Generator, picture: Picture) -> Exchange:
     noun = shape or "object"
     told = prefix + (noun if len(found) == 1 else phrases.PLURALS[noun])
     answer = f"There is 1 {told}." if len(found) == 1 else f"There are {len(found)} {told}."
-    return Exchange("count", _ask(rng, phrases.COUNT, things=asked), answer, found)
+    return Exchange("count", _ask(rng, phrases.COUNT, things=asked), answer, found, ((asked, found),))
 
 
 def _colour(rng: np.random.Generator, picture: Picture) -> Exchange:
@@ -247,13 +251,15 @@ def _colour(rng: np.random.Generator, picture: Picture) -> Exchange:
         _ask(rng, phrases.COLOUR, shape=thing.shape),
         f"The {thing.shape} is {thing.colour}.",
         (thing,),
+        ((thing.shape, (thing,)),),
     )
 
 
 def _shape(rng: np.random.Generator, picture: Picture) -> Exchange:
     thing = pick(rng, _unique_colours(picture))
     question = _ask(rng, phrases.SHAPE, colour=thing.colour, thing=pick(rng, phrases.OBJECT_WORDS))
-    return Exchange("shape", question, f"The {thing.colour} object is {article(thing.shape)}.", (thing,))
+    answer = f"The {thing.colour} object is {article(thing.shape)}."
+    return Exchange("shape", question, answer, (thing,), ((thing.colour, (thing,)),))
 
 
 def _exists(rng: np.random.Generator, picture: Picture) -> Exchange:
@@ -266,13 +272,14 @@ def _exists(rng: np.random.Generator, picture: Picture) -> Exchange:
     elif u < 0.27 and bool(_matching(picture, colour, None)) == present:
         name = f"{colour} {pick(rng, phrases.OBJECT_WORDS)}"
     targets = tuple(t for t in picture.things if t.name == f"{colour} {shape}") if present else ()
-    return Exchange("exists", _ask(rng, phrases.EXISTS, a_thing=article(name)), "Yes." if present else "No.", targets)
+    question = _ask(rng, phrases.EXISTS, a_thing=article(name))
+    return Exchange("exists", question, "Yes." if present else "No.", targets, ((name, targets),))
 
 
 def _where(rng: np.random.Generator, picture: Picture) -> Exchange:
     thing = pick(rng, [t for t in _unique_names(picture) if _clear(picture, t)])
-    answer = f"The {thing.name} is {place(picture, thing)}."
-    return Exchange("where", _ask(rng, phrases.WHERE, thing=_short_name(rng, picture, thing)), answer, (thing,))
+    answer, name = f"The {thing.name} is {place(picture, thing)}.", _short_name(rng, picture, thing)
+    return Exchange("where", _ask(rng, phrases.WHERE, thing=name), answer, (thing,), ((name, (thing,)),))
 
 
 def _relation(rng: np.random.Generator, picture: Picture) -> Exchange:
@@ -281,15 +288,17 @@ def _relation(rng: np.random.Generator, picture: Picture) -> Exchange:
     said = side if true else {"left": "right", "right": "left", "above": "below", "below": "above"}[side]
     names = [_short_name(rng, picture, t) for t in (a, b)]
     question = _ask(rng, phrases.RELATION, a=names[0], b=names[1], side=pick(rng, phrases.SIDES[said]))
-    return Exchange("relation", question, "Yes." if true else "No.", (a, b))
+    mentions = ((names[0], (a,)), (names[1], (b,)))
+    return Exchange("relation", question, "Yes." if true else "No.", (a, b), mentions)
 
 
 def _locate(rng: np.random.Generator, picture: Picture) -> Exchange:
     names = _unique_names(picture)
     if rng.random() < 0.45 and names:
         thing = pick(rng, names)
-        question = _ask(rng, phrases.LOCATE_ONE, thing=_short_name(rng, picture, thing))
-        return Exchange("locate", question, boxes_json(picture, (thing,)), (thing,))
+        name = _short_name(rng, picture, thing)
+        question = _ask(rng, phrases.LOCATE_ONE, thing=name)
+        return Exchange("locate", question, boxes_json(picture, (thing,)), (thing,), ((name, (thing,)),))
     if rng.random() < 0.08:
         return Exchange(
             "locate", _ask(rng, phrases.LOCATE_ONE, thing=_absent_name(rng, picture)), boxes_json(picture, ())
@@ -302,7 +311,7 @@ def _locate(rng: np.random.Generator, picture: Picture) -> Exchange:
     plural = phrases.PLURALS.get(thing_word, thing_word + "s")
     found = _matching(picture, colour, shape)
     question = _ask(rng, phrases.LOCATE_ALL, thing=prefix + thing_word, things=prefix + plural)
-    return Exchange("locate", question, boxes_json(picture, found), found)
+    return Exchange("locate", question, boxes_json(picture, found), found, ((prefix + thing_word, found),))
 
 
 def _point(rng: np.random.Generator, picture: Picture) -> Exchange:
@@ -310,8 +319,9 @@ def _point(rng: np.random.Generator, picture: Picture) -> Exchange:
     if not names or rng.random() < 0.06:
         return Exchange("point", _ask(rng, phrases.POINT, thing=_absent_name(rng, picture)), points_json(picture, ()))
     thing = pick(rng, names)
-    question = _ask(rng, phrases.POINT, thing=_short_name(rng, picture, thing))
-    return Exchange("point", question, points_json(picture, (thing,)), (thing,))
+    name = _short_name(rng, picture, thing)
+    question = _ask(rng, phrases.POINT, thing=name)
+    return Exchange("point", question, points_json(picture, (thing,)), (thing,), ((name, (thing,)),))
 
 
 def _identity(rng: np.random.Generator) -> Exchange:

@@ -171,7 +171,7 @@ def sample_picture(
         width, height = sample_size(rng, training)
         resized_width, resized_height = resized_size(width, height)
         count = min_things + int(rng.random() * (max_things - min_things + 1))
-        plans = _place(rng, count, (width, height), (resized_width, resized_height), large)
+        plans = place_things(rng, count, (width, height), (resized_width, resized_height), large)
         if len(plans) == count:
             break
     under = ground(rng, width, height)
@@ -190,7 +190,7 @@ def sample_foreign(rng: np.random.Generator, training: bool = True) -> Picture:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     shape: str
     x: int
     y: int
@@ -198,7 +198,7 @@ class _Plan:
     h: int
 
 
-def _draw(rng: np.random.Generator, under: Ground, plans: list[_Plan]) -> tuple[Image.Image, list[Thing]]:
+def _draw(rng: np.random.Generator, under: Ground, plans: list[Plan]) -> tuple[Image.Image, list[Thing]]:
     """Colour the planned shapes and draw them on the ground."""
     scale = 1 if rng.random() < 0.4 else pick(rng, (2, 3, 3, 4))
     outlined = rng.random() < 0.16
@@ -221,9 +221,9 @@ def _draw(rng: np.random.Generator, under: Ground, plans: list[_Plan]) -> tuple[
     return under.image, things
 
 
-def _place(
+def place_things(
     rng: np.random.Generator, count: int, size: tuple[int, int], resized: tuple[int, int], large: bool
-) -> list[_Plan]:
+) -> list[Plan]:
     """Shapes and cells (whole ORIGINAL pixels) without overlap; fewer than `count` when they did not fit."""
     sx, sy = resized[0] / size[0], resized[1] / size[1]
     short, long = min(resized), max(resized)
@@ -232,7 +232,7 @@ def _place(
     low = max(MIN_SIDE, 0.6 * high) if large else MIN_SIDE
     gap_x, gap_y = math.ceil(GAP / sx) + 1, math.ceil(GAP / sy) + 1  # + 1: anti-aliasing may shift by a pixel
     shapes = SHAPES if rng.random() < 0.7 else (pick(rng, SHAPES), pick(rng, SHAPES))
-    plans: list[_Plan] = []
+    plans: list[Plan] = []
     for _ in range(count):
         shape = pick(rng, shapes)
         for attempt in range(50):
@@ -246,7 +246,7 @@ def _place(
                 x >= p.x + p.w + gap_x or p.x >= x + w + gap_x or y >= p.y + p.h + gap_y or p.y >= y + h + gap_y
                 for p in plans
             ):
-                plans.append(_Plan(shape, x, y, w, h))
+                plans.append(Plan(shape, x, y, w, h))
                 break
         else:
             return plans

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from qwenvl.media.images import load_image
+from qwenvl.media.pixels import resize_rgb
+from qwenvl.media.resize import smart_resize
 from qwenvl.processing.image_processor import Qwen2VLImageProcessor
 from qwenvl.processing.processor import Qwen2_5_VLProcessor, Qwen2VLProcessor
 
@@ -21,11 +24,20 @@ MARK = "\x01{}\x01"
 
 @dataclass
 class Turn:
-    """One question and its answer. `images`: how many pictures stand before the question."""
+    """One question and its answer. `images`, `videos`: how many pictures, then videos, stand before the question."""
 
     question: str
     answer: str
     images: int = 0
+    videos: int = 0
+
+
+@dataclass(frozen=True)
+class VideoInput:
+    """Frames uint8 [T, H, W, 3] at any size, T even, and frames a second."""
+
+    frames: np.ndarray
+    fps: float
 
 
 @dataclass
@@ -33,15 +45,20 @@ class Sample:
     """One conversation, ready to pack.
 
     token_ids int64 [L]; answer bool [L], True on tokens that carry loss (the answers with their end token);
-    patches uint8 [P, 1176] and grids int64 [n, 3] of its pictures; extra: whatever the source wants to hand on to
-    an auxiliary loss.
+    patches uint8 [P, 1176] of its pictures or of its videos; grids int64 [n, 3] of its pictures; video_grids int64
+    [m, 3] and seconds (of one step of two frames) of its videos. A sample has pictures or videos, not both.
+    starts: the token at which each text begins, question and answer in turn; extra: whatever the source wants to hand
+    on to an auxiliary loss.
     """
 
     token_ids: Tensor
     answer: Tensor
     patches: Tensor
     grids: Tensor
+    starts: list[int] = field(default_factory=list)
     extra: Any = None
+    video_grids: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.long))
+    seconds: list[float] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -59,58 +76,74 @@ class Encoder:
     """
 
     processor: Processor
-    _skeletons: dict[tuple[int, ...], list[list[int] | int]] = field(default_factory=dict)
+    _skeletons: dict[tuple[tuple[int, int], ...], list[list[int] | int]] = field(default_factory=dict)
 
-    def encode(self, images: list[np.ndarray], turns: list[Turn], extra: Any = None) -> Sample:
-        """`images`: uint8 [H, W, 3] in order of appearance. Raises ValueError when their number is not the turns'."""
-        wanted = sum(t.images for t in turns)
-        if wanted != len(images):
-            raise ValueError(f"the conversation has {len(images)} pictures, its turns ask for {wanted}")
+    def encode(
+        self, images: list[np.ndarray], turns: list[Turn], extra: Any = None, videos: Sequence[VideoInput] = ()
+    ) -> Sample:
+        """`images`: uint8 [H, W, 3] in order of appearance, or `videos`. ValueError when they are not as many as in the turns,
+        and for a conversation with both."""
+        wanted, wanted_videos = sum(t.images for t in turns), sum(t.videos for t in turns)
+        if (wanted, wanted_videos) != (len(images), len(videos)):
+            raise ValueError(
+                f"the conversation has {len(images)} pictures and {len(videos)} videos, its turns ask for {wanted} "
+                f"and {wanted_videos}"
+            )
+        if images and videos:
+            raise ValueError("a training conversation with pictures and videos is not supported: give one kind")
         tokenizer, settings = self.processor.tokenizer, self.processor.image_processor
         prepared = [prepare(image, settings) for image in images]
+        prepared += [prepare_video(video, self.processor) for video in videos]
         counts = iter(int(grid.prod()) // settings.merge_size**2 for _, grid in prepared)
         texts = [text for turn in turns for text in (turn.question, turn.answer)]
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-        pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        pads = [tokenizer.convert_tokens_to_ids(pad) for pad in ("<|image_pad|>", "<|video_pad|>")]
         ids: list[int] = []
         answer: list[bool] = []
-        for piece in self._skeleton(tuple(t.images for t in turns)):
+        starts: list[int] = []
+        for piece in self._skeleton(tuple((t.images, t.videos) for t in turns)):
             if isinstance(piece, int):
                 is_answer = bool(piece % 2)
+                starts.append(len(ids))
                 new = tokenizer.encode(texts[piece], special=False)
                 ids += [*new, end] if is_answer else new
                 answer += [is_answer] * (len(new) + is_answer)
             else:
                 for token in piece:
-                    repeat = next(counts) if token == pad else 1
+                    repeat = next(counts) if token in pads else 1
                     ids += [token] * repeat
                     answer += [False] * repeat
+        none = torch.zeros(0, 3, dtype=torch.long)
+        grids = torch.stack([g for _, g in prepared]) if prepared else none
         return Sample(
             torch.tensor(ids),
             torch.tensor(answer),
             torch.cat([p for p, _ in prepared]) if prepared else torch.zeros(0, 0, dtype=torch.uint8),
-            torch.stack([g for _, g in prepared]) if prepared else torch.zeros(0, 3, dtype=torch.long),
+            none if videos else grids,
+            starts,
             extra,
+            grids if videos else none,
+            [settings.temporal_patch_size / video.fps for video in videos],
         )
 
-    def _skeleton(self, images: tuple[int, ...]) -> list[list[int] | int]:
+    def _skeleton(self, media: tuple[tuple[int, int], ...]) -> list[list[int] | int]:
         """The rendered template cut at the texts: token ids, or the number of a text (odd: an answer, whose end
         token is left to encode())."""
-        if images not in self._skeletons:
+        if media not in self._skeletons:
             messages: list[dict[str, Any]] = []
-            for i, count in enumerate(images):
-                parts: list[dict[str, Any]] = [{"type": "image"}] * count
+            for i, (images, videos) in enumerate(media):
+                parts: list[dict[str, Any]] = [{"type": "image"}] * images + [{"type": "video"}] * videos
                 messages.append({"role": "user", "content": [*parts, {"type": "text", "text": MARK.format(2 * i)}]})
                 messages.append({"role": "assistant", "content": MARK.format(2 * i + 1)})
             rendered = str(self.processor.chat_template.render(messages))
             pieces: list[list[int] | int] = []
-            for i in range(2 * len(images)):
+            for i in range(2 * len(media)):
                 before, _, rendered = rendered.partition(MARK.format(i))
                 pieces += [self.processor.tokenizer.encode(before, special=True), i]
                 if i % 2:
                     rendered = rendered.removeprefix("<|im_end|>")
-            self._skeletons[images] = [*pieces, self.processor.tokenizer.encode(rendered)]
-        return self._skeletons[images]
+            self._skeletons[media] = [*pieces, self.processor.tokenizer.encode(rendered)]
+        return self._skeletons[media]
 
 
 def prepare(image: np.ndarray, settings: Qwen2VLImageProcessor) -> tuple[Tensor, Tensor]:
@@ -118,6 +151,19 @@ def prepare(image: np.ndarray, settings: Qwen2VLImageProcessor) -> tuple[Tensor,
     height, width = settings.target_size(*image.shape[:2])
     patches = settings.patches(image, height, width)
     return patches, torch.tensor([1, height // settings.patch_size, width // settings.patch_size])
+
+
+def prepare_video(video: VideoInput, processor: Processor) -> tuple[Tensor, Tensor]:
+    """uint8 patches [P, 1176] and grid int64 [3] of a video by the processor's limits."""
+    settings = processor.image_processor
+    count, height, width = video.frames.shape[:3]
+    rows, columns = smart_resize(height, width, min_pixels=112 * 112, max_pixels=196 * 196)
+    frames = torch.stack([resize_rgb(frame, rows, columns) for frame in video.frames])
+    patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
+    h, w = rows // (patch * merge), columns // (patch * merge)
+    blocks = frames.reshape(count // temporal, temporal, h, merge, patch, w, merge, patch, 3)
+    patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * temporal * patch * patch)
+    return patches, torch.tensor([count // temporal, h * merge, w * merge])
 
 
 class JsonLines:
