@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint features bench clean
 
 demo: $(VENV)/.core
 	$(BIN)/qwenvl demo --out out
@@ -20,6 +20,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+features: $(BIN)/python
+	$(BIN)/python tests/feature_table.py
 
 bench: $(VENV)/.core
 	$(BIN)/python bench/start.py

@@ -40,7 +40,8 @@ class _TextConfig(Config):
     max_window_layers: with use_sliding_window the FIRST so many layers see everything, the others
         sliding_window tokens; without it every layer sees everything. layer_types says it layer by layer.
     rope_scaling: None, or a dict with rope_type (default, linear, dynamic, yarn, longrope, llama3),
-        mrope_section and the numbers of that type. "mrope" given as a type means default.
+        mrope_section and the numbers of that type. "mrope" given as a type means default. What the numbers mean:
+        model/rope_types.py.
     """
 
     vocab_size: int = 152064
@@ -77,6 +78,14 @@ class _TextConfig(Config):
     def rope_type(self) -> str:
         """The kind of rotary scaling; "default" is none."""
         return (self.rope_scaling or {}).get("rope_type", "default")
+
+    @property
+    def context_length(self) -> int:
+        """The largest number of positions that the rotary fields are made for: max_position_embeddings, or factor
+        times the length before scaling where that is more."""
+        scaling = self.rope_scaling or {}
+        before = scaling.get("original_max_position_embeddings", self.max_position_embeddings)
+        return max(self.max_position_embeddings, int(before * scaling.get("factor", 1)))
 
     @property
     def rope_parameters(self) -> dict[str, Any]:

@@ -18,14 +18,16 @@ ACTIVATIONS = ("silu", "gelu", "quick_gelu", "gelu_pytorch_tanh")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 LAYER_TYPES = ("full_attention", "sliding_attention")
 PLAIN_SECTION = (16, 24, 24)  # of every published checkpoint: head_dim 128
-ROPE_NEEDS: dict[str, tuple[str, ...]] = {  # the numbers that each kind of rotary scaling cannot do without
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "longrope": ("short_factor", "long_factor"),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+_SCALE = ("attention_factor", "original_max_position_embeddings")
+ROPE_KEYS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # by rope_type: the keys it needs, and may have
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ("original_max_position_embeddings",)),
+    "yarn": (("factor",), (*_SCALE, "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")),
+    "longrope": (("short_factor", "long_factor"), (*_SCALE, "factor")),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
 }
+_ROPE_NEUTRAL = {"partial_rotary_factor": 1, "mrope_interleaved": False}  # keys of other models that ask for nothing
 
 Natural = int  # 0 or more; a field annotated `int` is 1 or more
 Activation = str
@@ -189,12 +191,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def join_rope(values: dict[str, Any]) -> None:
-    """Bring `rope_parameters` (theta inside) to `rope_scaling` and `rope_theta`, in place."""
+    """Bring `rope_parameters` (theta inside) to `rope_scaling` and `rope_theta`, in place; also the lines of the
+    README's YaRN block that stand beside the other keys, as it shows them, and not in rope_scaling."""
     parameters = values.pop("rope_parameters", None)
     scaling = values.get("rope_scaling")
     scaling = parameters if scaling is None else scaling
-    if scaling is None:
+    beside = _keys_beside(values)
+    if scaling is None and not beside:
         return
+    scaling = {} if scaling is None else scaling
     flat = isinstance(scaling, Mapping) and not any(isinstance(value, Mapping) for value in scaling.values())
     expect(
         flat,
@@ -206,26 +211,49 @@ def join_rope(values: dict[str, Any]) -> None:
     theta = scaling.pop("rope_theta", None)
     if theta is not None and values.setdefault("rope_theta", theta) != theta:
         raise ValueError(f"rope_theta={values['rope_theta']!r} but {theta!r} in rope_parameters: give one")
+    if beside:
+        plain = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
+        given = _rope_type(scaling)
+        expect(given in ("default", beside["type"]), "type", beside["type"], f"the rope_type {given!r} of rope_scaling")
+        scaling = plain | beside
     values["rope_scaling"] = scaling or None
 
 
-def plain_rope(scaling: dict[str, Any] | None, max_positions: int) -> dict[str, Any] | None:
-    """rope_scaling with one key for its type, a section, and the trained length where its type needs one."""
-    if scaling is None:
-        return None
+def _keys_beside(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the keys of a rotary scaling out of a whole config.json, when its "type" is one."""
+    kind = values.get("type")
+    if not isinstance(kind, str) or kind == "default" or kind not in ROPE_KEYS:
+        return {}
+    names = {"type", "mrope_section", *ROPE_KEYS[kind][0], *ROPE_KEYS[kind][1]}
+    return {name: values.pop(name) for name in names & set(values)}
+
+
+def _rope_type(scaling: Mapping[str, Any]) -> str:
+    """The one name of its kind; rope_type and the older key type have to agree."""
     names = [scaling[key] for key in ("rope_type", "type") if scaling.get(key) is not None] or ["default"]
     kinds = ["default" if name == "mrope" else name for name in names]
-    expect(kinds[0] in list(ROPE_NEEDS), "rope_type", kinds[0], f"mrope or one of {', '.join(ROPE_NEEDS)}")
+    expect(kinds[0] in list(ROPE_KEYS), "rope_type", kinds[0], f"mrope or one of {', '.join(ROPE_KEYS)}")
     expect(kinds[0] == kinds[-1], "rope_type", names[0], f"the same as type={names[-1]!r} beside it")
-    out = {"rope_type": kinds[0], "mrope_section": PLAIN_SECTION}
-    if kinds[0] in ("yarn", "longrope", "llama3"):
+    return str(kinds[0])
+
+
+def plain_rope(scaling: dict[str, Any] | None, max_positions: int) -> dict[str, Any] | None:
+    """rope_scaling with one key for its type, a section, and the trained length where its type needs one. Keys that
+    are null or ask for nothing are left out."""
+    if scaling is None:
+        return None
+    kind = _rope_type(scaling)
+    out: dict[str, Any] = {"rope_type": kind, "mrope_section": list(PLAIN_SECTION)}
+    if kind in ("yarn", "longrope", "llama3"):
         out["original_max_position_embeddings"] = max_positions
-    out |= {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in out.items()}
+    for key, value in scaling.items():
+        if value is not None and key not in ("type", "rope_type") and _ROPE_NEUTRAL.get(key, ()) != value:
+            out[key] = list(value) if isinstance(value, tuple) else value
+    return out
 
 
 def check_rope(scaling: dict[str, Any], half: int) -> None:
-    """Errors of the section (three parts of the `half` frequencies of a head) and of the type's numbers."""
+    """Errors of the section (three parts of the `half` frequencies of a head) and of the type's keys."""
     section = scaling.get("mrope_section", PLAIN_SECTION)
     good = isinstance(section, list | tuple) and len(section) == 3 and all(_is_int(n, 0) for n in section)
     time, height = half // 4, (half - half // 4) // 2
@@ -233,8 +261,32 @@ def check_rope(scaling: dict[str, Any], half: int) -> None:
     wanted = f"three whole numbers with the sum head_dim / 2 = {half}, as in rope_scaling={example}"
     expect(good and sum(section) == half, "mrope_section", section, wanted)
     kind = scaling.get("rope_type", "default")
-    for name in ROPE_NEEDS[kind]:
-        value = scaling.get(name)
-        numbers = value if name in ("short_factor", "long_factor") else [value]
-        good = isinstance(numbers, list) and all(_is_number(number) and number > 0 for number in numbers)
-        expect(good, f"rope_scaling[{name!r}]", value, f"above 0: rope_type {kind!r} needs it")
+    needed, others = ROPE_KEYS[kind]
+    for name in needed:
+        expect(name in scaling, f"rope_scaling[{name!r}]", None, f"a value: rope_type {kind!r} needs it")
+    for name, value in scaling.items():
+        if name in ("rope_type", "mrope_section"):
+            continue
+        known = f"one of the keys of rope_type {kind!r}: {', '.join(('mrope_section', *needed, *others))}"
+        expect(name in needed + others, f"rope_scaling[{name!r}]", value, known)
+        good, wanted = _rope_value(name, value, half)
+        expect(good, f"rope_scaling[{name!r}]", value, wanted)
+    for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+        if low in needed + others:
+            least = scaling.get(low, 1)
+            wanted = f"above {low}={least!r}"
+            expect(scaling.get(high, 32) > least, f"rope_scaling[{high!r}]", scaling.get(high, 32), wanted)
+
+
+def _rope_value(name: str, value: Any, half: int) -> tuple[bool, str]:
+    """(whether this value of a key of rope_scaling is fine, what is expected)."""
+    if name in ("short_factor", "long_factor"):
+        good = isinstance(value, list) and len(value) == half and all(_is_number(one) and one > 0 for one in value)
+        return good, f"{half} numbers above 0, one for each frequency of a head"
+    if name == "truncate":
+        return isinstance(value, bool), "true or false"
+    if name == "original_max_position_embeddings":
+        return _is_int(value), "a whole number, 1 or more"
+    if name == "factor":
+        return _is_number(value) and value >= 1, "a number, 1 or more"
+    return _is_number(value) and value > 0, "a number above 0"

@@ -90,6 +90,8 @@ class PackedBatch:
     vision_embeds: [V, D] rows put in place of the tokens at vision_index (int64 [V], positions in 0..T).
     logits_index: int64 [N], the rows wanted; None = all T.
     inputs_embeds: [T, D] in place of the embedding of token_ids (documented argument of forward).
+    reach: how many positions the whole prompt of each sequence takes, where the batch holds a part of it only; the
+        rotary scalings that depend on the length of a request need it (model/rope_types.py).
     """
 
     token_ids: Tensor
@@ -100,14 +102,19 @@ class PackedBatch:
     vision_index: Tensor | None = None
     logits_index: Tensor | None = None
     inputs_embeds: Tensor | None = None
+    reach: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. temperature 0 = greedy. top_k 0, top_p 1 and min_p 0 = off.
+    """How tokens are chosen. temperature 0 = greedy. top_k 0, top_p 1, min_p 0 and typical_p 1 = off.
 
     repetition_penalty divides positive logits (multiplies negative ones) of every token seen in prompt or
-    answer (Keskar et al. 2019, CTRL). stop: strings that end the answer and are cut from it.
+    answer (Keskar et al. 2019, CTRL). typical_p: Meister et al. 2022. no_repeat_ngram_size n: no n tokens in a row
+    come twice in prompt and answer. bad_words: token sequences that are not written. suppress_tokens: ids that are
+    not drawn; begin_suppress_tokens: not as the first one. min_new_tokens: no end before so many. forced_eos: one of
+    these is the last of max_new_tokens. stop: strings that end the answer and are cut from it.
+    logprobs, keep_scores, keep_logits: what is kept beside the tokens (the last two are a row of the vocabulary each).
     """
 
     max_new_tokens: int = 512
@@ -121,6 +128,15 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: bool = False
+    typical_p: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_new_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_eos: tuple[int, ...] = ()
+    keep_scores: bool = False
+    keep_logits: bool = False
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, Any, bool, str]] = [
@@ -130,6 +146,10 @@ class SamplingParams:
             ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", self.min_p, 0 <= self.min_p <= 1, "in [0, 1]"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+            ("typical_p", self.typical_p, 0 < self.typical_p <= 1, "in (0, 1]"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size, self.no_repeat_ngram_size >= 0, "0 (off) or more"),
+            ("min_new_tokens", self.min_new_tokens, self.min_new_tokens >= 0, "0 (off) or more"),
+            ("bad_words", self.bad_words, all(self.bad_words), "sequences of at least one token id"),
         ]
         for name, value, good, wanted in checks:
             if not good:

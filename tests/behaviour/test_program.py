@@ -37,6 +37,7 @@ def qwenvl(*arguments: str, stdin: str = "", cwd: Path | None = None) -> str:
     return done.stdout
 
 
+@pytest.mark.feature(41, 96)
 def test_ask_streams_the_answer_and_nothing_else() -> None:
     answer = qwenvl("ask", THREE, "Describe this image.")
     assert answer.endswith("\n")
@@ -54,6 +55,7 @@ def test_ask_in_json_from_stdin() -> None:
     assert 0 < report["first_token_seconds"] <= report["seconds"]
 
 
+@pytest.mark.feature(61)
 def test_ask_without_a_picture() -> None:
     assert "qwenvl" in qwenvl("ask", "Who are you?")
 
@@ -64,6 +66,7 @@ def test_sampling_with_a_seed_repeats_itself() -> None:
     assert first == again != other
 
 
+@pytest.mark.feature(86)
 @pytest.mark.parametrize("name", DRAWN)
 def test_locate_prints_and_draws(name: str, tmp_path: Path) -> None:
     """One line a place, inside the picture, and a marked copy. How often the place is right: scores.json."""
@@ -78,6 +81,7 @@ def test_locate_prints_and_draws(name: str, tmp_path: Path) -> None:
         assert marked.convert("RGB").tobytes() != picture.convert("RGB").tobytes()
 
 
+@pytest.mark.feature(86)
 def test_locate_maps_boxes_back_to_a_larger_file(tmp_path: Path) -> None:
     """1120 x 840 on disk, smaller before the model: boxes are in the pixels on disk."""
     with Image.open(THREE) as picture:

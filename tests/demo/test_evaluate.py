@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl.demo.evaluate import BATCH, TASKS, evaluate, held_out
+from qwenvl.demo.evaluate import BATCH, TASKS, WHEN_ERROR, evaluate, held_out, media_of
+from qwenvl.media import Video
 
 COUNT = 40
 
@@ -19,20 +20,25 @@ class Said:
     text: str
 
 
+def shown(media: Sequence[Image.Image | Video]) -> bytes:
+    """The bytes of all that is shown."""
+    return b"".join((x.frames if isinstance(x, Video) else np.asarray(x)).tobytes() for x in media)
+
+
 class Oracle:
-    """Answers from the truth, found by picture and question; with `wrong` it always answers that."""
+    """Answers from the truth, found by what is shown and question; with `wrong` it always answers that."""
 
     def __init__(self, wrong: str | None = None) -> None:
         self.wrong, self.calls = wrong, [0]
         self.truth = {}
         for task in TASKS:
             for i in range(COUNT):
-                picture, exchange = held_out(task, 3, i)
-                self.truth[picture.image.tobytes() if picture else b"", exchange.question] = exchange.answer
+                scene, exchange = held_out(task, 3, i)
+                self.truth[shown(media_of(scene)), exchange.question] = exchange.answer
 
-    def __call__(self, questions: Sequence[tuple[Sequence[Image.Image], str]]) -> list[Said]:
+    def __call__(self, questions: Sequence[tuple[Sequence[Image.Image | Video], str]]) -> list[Said]:
         self.calls.append(len(questions))
-        keys = [(np.asarray(images[0]).tobytes() if images else b"", text) for images, text in questions]
+        keys = [(shown(media), text) for media, text in questions]
         return [Said(self.wrong or self.truth[key]) for key in keys]
 
 
@@ -41,7 +47,9 @@ def test_the_truth_scores_one() -> None:
     report = evaluate(oracle, COUNT, 3, None, done.append)
     assert report.met
     assert report.mistakes == []
-    assert {row.value for row in report.rows if row.name != "locate mean IoU"} == {1.0}
+    errors = {"locate mean IoU", WHEN_ERROR}
+    assert {row.value for row in report.rows if row.name not in errors} == {1.0}
+    assert next(row.value for row in report.rows if row.name == WHEN_ERROR) == 0
     assert 0.8 < next(row.value for row in report.rows if row.name == "locate mean IoU") < 1  # the grid of 10 pixels
     assert {row.name for row in report.rows if row.bar} == {name for t in TASKS.values() for name in t.bars}
     assert max(oracle.calls) == BATCH
@@ -68,8 +76,6 @@ def test_only_the_tasks_asked_for_and_errors() -> None:
 
 
 def test_seeds_give_other_pictures() -> None:
-    a, b, c = held_out("describe", 0, 1)[0], held_out("describe", 1, 1)[0], held_out("describe", 0, 2)[0]
-    assert a is not None
-    assert b is not None
-    assert c is not None
-    assert len({p.image.tobytes() for p in (a, b, c)}) == 3
+    for task in ("describe", "motion", "difference"):
+        scenes = [held_out(task, seed, index)[0] for seed, index in ((0, 1), (1, 1), (0, 2))]
+        assert len({shown(media_of(scene)) for scene in scenes}) == 3

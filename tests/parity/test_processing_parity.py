@@ -66,6 +66,7 @@ def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.asarray(image)
 
 
+@pytest.mark.feature(75)
 def test_sizes_are_equal() -> None:
     draws = random.Random(1)
     limits = [(3136, 12845056), (3136, 1003520), (50176, 50176), (784, 2000)]
@@ -159,6 +160,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.feature(44, 52, 94)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 1, 2], [2, 0]])
 def test_prompts_with_pictures_are_equal(
@@ -181,6 +183,7 @@ def test_prompts_with_pictures_are_equal(
         assert (got["pixel_values"] - expected["pixel_values"]).abs().max() < 1e-5
 
 
+@pytest.mark.feature(47)
 def test_a_conversation_with_its_pictures_is_equal(pair: tuple[Qwen2_5_VLProcessor, TheirProcessor]) -> None:
     ours, theirs = pair
     picture = Image.fromarray(scene(60, 84))
@@ -200,6 +203,7 @@ TOOL = {
 }
 
 
+@pytest.mark.feature(50)
 @pytest.mark.parametrize(
     "options", [{"add_vision_id": True}, {"tools": [TOOL, TOOL]}, {"tools": [TOOL], "add_generation_prompt": True}]
 )

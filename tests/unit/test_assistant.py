@@ -10,6 +10,7 @@ from PIL import Image
 from scripted import ASK, IMAGE, ByteTokenizer, ScriptedModel, script
 
 from qwenvl.engine import Engine
+from qwenvl.processing import BatchFeature
 from qwenvl.tasks import Assistant, Box
 from qwenvl.types import ImageSize, SamplingParams
 
@@ -21,7 +22,7 @@ class Processor:
 
     tokenizer = ByteTokenizer()
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, torch.Tensor]:
+    def apply_chat_template(self, messages: list[dict[str, Any]], **options: Any) -> BatchFeature:
         assert options["tokenize"]
         assert options["add_generation_prompt"]
         system = "".join(m["content"] for m in messages if m["role"] == "system")
@@ -33,7 +34,7 @@ class Processor:
         if pictures:
             inputs["image_grid_thw"] = torch.tensor([[1, 2, 4]] * len(pictures))
             inputs["pixel_values"] = torch.full((8 * len(pictures), 1176), 1000.0)
-        return inputs
+        return BatchFeature(inputs, [ImageSize(picture.width, picture.height, 56, 28) for picture in pictures])
 
 
 @pytest.fixture
@@ -50,6 +51,7 @@ def test_an_answer_without_a_picture(assistant: Assistant) -> None:
     assert "places" not in answer.to_dict()
 
 
+@pytest.mark.feature(86)
 def test_places_are_in_pixels_of_the_picture_given(assistant: Assistant) -> None:
     answer = assistant.ask([Image.new("RGB", (112, 112))], "Where?")
     assert answer.sizes == [ImageSize(112, 112, 56, 28)]
@@ -58,6 +60,7 @@ def test_places_are_in_pixels_of_the_picture_given(assistant: Assistant) -> None
     assert answer.to_dict()["sizes"] == [{"width": 112, "height": 112, "resized": [56, 28]}]
 
 
+@pytest.mark.feature(96)
 def test_the_stream_says_the_same_piece_by_piece(assistant: Assistant) -> None:
     stream = assistant.stream([], "Hi")
     with pytest.raises(ValueError, match="not finished"):

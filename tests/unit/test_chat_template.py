@@ -12,6 +12,7 @@ from qwenvl.processing import (
 )
 
 
+@pytest.mark.feature(50, 51, 52, 53, 60)
 def test_prompt_of_text_and_pictures() -> None:
     render = ChatTemplate().render
     assert render([{"role": "user", "content": "Hi"}]) == f"{SYSTEM}<|im_start|>user\nHi<|im_end|>\n"
@@ -30,6 +31,7 @@ def test_prompt_of_text_and_pictures() -> None:
     assert f"Picture 2: {PICTURE}Picture 3: {PICTURE}" in numbered
 
 
+@pytest.mark.feature(52)
 def test_the_builtin_text_is_the_published_one_where_there_are_no_tools() -> None:
     talks = [
         [user({"type": "image"}, text("{{ 1 }} what\n\nis it? "))],

@@ -69,6 +69,7 @@ def same(left: Any, right: Any) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.feature(17)
 @pytest.mark.parametrize("layout", ["modules", "original"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,6 +93,7 @@ def test_saved_model_loads_equal(family: str, tied: bool, layout: Any, tmp_path:
     assert {file_key(name, layout) for name in model.state_dict()} - {"lm_head.weight"} == keys - {"lm_head.weight"}
 
 
+@pytest.mark.feature(1, 2)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_saves_we_load_and_back(family: str, tied: bool, tmp_path: Path) -> None:
@@ -148,6 +150,7 @@ def test_wrong_layout_and_empty_model(tmp_path: Path) -> None:
         save_model(build(), tmp_path)
 
 
+@pytest.mark.feature(4)
 def test_dtypes(tmp_path: Path) -> None:
     model = build(dtype=torch.bfloat16)
     save_model(model, tmp_path)
@@ -185,6 +188,7 @@ def test_mapped_weights_can_be_trained_without_touching_the_file(copy: Path) -> 
     assert same(load_model(copy), build())
 
 
+@pytest.mark.feature(4, 25)
 def test_from_pretrained(saved: Path, tmp_path: Path) -> None:
     cls = Qwen2_5_VLForConditionalGeneration
     assert same(cls.from_pretrained(saved), build())
@@ -376,9 +380,9 @@ def test_resolve_folders_and_names_that_are_none(tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_is_demo_or_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("qwenvl.checkpoint.hub.demo_folder", lambda: tmp_path)
+    monkeypatch.setattr("qwenvl.hub.demo_folder", lambda: tmp_path)
     assert resolve("demo") == resolve(None) == tmp_path
-    monkeypatch.setattr("qwenvl.checkpoint.hub.demo_folder", lambda: tmp_path / "none")
+    monkeypatch.setattr("qwenvl.hub.demo_folder", lambda: tmp_path / "none")
     with pytest.raises(ValueError, match="bundled model"):
         resolve("demo")
 
@@ -446,6 +450,7 @@ def fetch(name: str, endpoint: str, home: Path, *more: str) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.feature(4)
 def test_a_hub_model_is_fetched_once_and_loads(hub: str, tmp_path: Path) -> None:
     folder = Path(fetch("owner/tiny", hub, tmp_path))
     assert same(load_model(folder), build())

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from qwenvl.cli.inputs import check_limits, is_picture, split_question, start_assistant
+from qwenvl.cli.inputs import check_limits, is_media, split_question, start_assistant
 from qwenvl.cli.locate import annotated_name
 from qwenvl.config import Qwen2_5_VLConfig
 
@@ -214,6 +214,7 @@ def test_info_reads_headers_only(place: Path) -> None:
         ("somewhere/A.JPEG", True),
         ("https://host/x", True),
         ("data:image/png;base64,AAAA", True),
+        ("clip.MP4", True),
         ("What is in a.png", False),
         ("Why?", False),
         ("", False),
@@ -222,7 +223,7 @@ def test_info_reads_headers_only(place: Path) -> None:
     ],
 )
 def test_what_counts_as_a_picture(argument: str, expected: bool) -> None:
-    assert is_picture(argument) is expected
+    assert is_media(argument) is expected
 
 
 def test_the_last_argument_is_the_question(monkeypatch: pytest.MonkeyPatch) -> None:

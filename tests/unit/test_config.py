@@ -136,6 +136,7 @@ def model_fields(config: Any) -> dict[str, Any]:
     return out
 
 
+@pytest.mark.feature(1, 2)
 @pytest.mark.parametrize("name", TABLE)
 def test_published_files_read_as_the_table_says(name: str) -> None:
     config = config_from_dict(published(name))
@@ -173,6 +174,7 @@ def test_published_files_read_as_the_table_says(name: str) -> None:
         assert vision.tokens_per_second == 2
 
 
+@pytest.mark.feature(9)
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("vintage", [nested, newest])
 def test_every_vintage_means_the_same(name: str, vintage: Any) -> None:
@@ -234,6 +236,7 @@ def test_we_read_what_transformers_writes(tmp_path: Path) -> None:
         assert {key: value for key, value in model_fields(ours).items() if key not in skip} == expected
 
 
+@pytest.mark.feature(8, 9, 10, 13, 14)
 def test_documented_defaults() -> None:
     flat = Qwen2_5_VLConfig()
     documented = {
@@ -261,6 +264,7 @@ def test_documented_defaults() -> None:
     assert (old.embed_dim, old.hidden_size, old.mlp_ratio, old.hidden_act) == (1280, 3584, 4, "quick_gelu")
 
 
+@pytest.mark.feature(8, 9)
 def test_both_signatures_and_flat_wins() -> None:
     small = {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1}
     text = Qwen2_5_VLTextConfig(**small)
@@ -371,6 +375,7 @@ def test_wrong_values_of_qwen2_vl() -> None:
         Qwen2VLVisionConfig(mlp_ratio="4")
 
 
+@pytest.mark.feature(10)
 def test_window_layers_full_ones_come_first() -> None:
     windows = Qwen2_5_VLTextConfig(num_hidden_layers=4, max_window_layers=1, use_sliding_window=True)
     assert windows.layer_types == ("full_attention", *["sliding_attention"] * 3)
@@ -383,6 +388,7 @@ def test_window_layers_full_ones_come_first() -> None:
     assert Qwen2_5_VLTextConfig.from_dict(windows.to_dict()) == windows
 
 
+@pytest.mark.feature(11)
 def test_rope_spellings() -> None:
     plain = {"rope_type": "default", "mrope_section": [16, 24, 24]}
     for given in (

@@ -148,6 +148,7 @@ def test_seeded_answers_do_not_depend_on_batch_mates() -> None:
     assert others != alone
 
 
+@pytest.mark.feature(41, 62)
 def test_the_documented_generate() -> None:
     inputs = batch()
     out = model_of("qwen2_5_vl").generate(**inputs, max_new_tokens=NEW, eos_token_id=[63])
@@ -193,3 +194,71 @@ def two_rows() -> list[dict[str, Any]]:
     ids = torch.tensor([[3, START, *[IMAGE] * 4, END, 5]])
     pictured = {"input_ids": ids, "pixel_values": torch.ones(16, 1176), "image_grid_thw": grid}
     return [pictured, {"input_ids": torch.tensor([[3, 4, 5]])}]
+
+
+EVERY_OPTION: list[dict[str, Any]] = [
+    {"no_repeat_ngram_size": 2, "bad_words": ((17,), (30, 31)), "suppress_tokens": (40, 41)},
+    {"temperature": 1.3, "top_k": 12, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.8, "seed": 9},
+    {"temperature": 1.0, "typical_p": 0.5, "seed": 2, "repetition_penalty": 1.2, "begin_suppress_tokens": (5,)},
+    {"min_new_tokens": 8, "ignore_eos": False, "forced_eos": (63,)},
+]
+
+
+@pytest.mark.feature(41)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+@pytest.mark.parametrize("params", EVERY_OPTION)
+def test_every_option_is_the_rows_own(family: str, params: dict[str, Any]) -> None:
+    """A row answers in a batch as alone, whatever its mates are asked; and its scores are a row's own too."""
+    kept = {**params, "keep_scores": True, "keep_logits": True}
+    alone = requests(family, **kept)
+    for request in alone:
+        Engine(model_of(family)).run([request])
+    plain = requests(family, temperature=1.0, seed=1)
+    together = requests(family, **kept)
+    Engine(model_of(family), token_budget=24).run([r for pair in zip(plain, together, strict=True) for r in pair])
+    for one, other in zip(alone, together, strict=True):
+        assert one.output_ids == other.output_ids
+        for name in ("output_scores", "output_logits"):
+            mine, theirs = torch.stack(getattr(one, name)), torch.stack(getattr(other, name))
+            assert torch.equal(mine.isinf(), theirs.isinf())
+            assert torch.allclose(mine, theirs, atol=1e-3)
+        drawn = torch.stack(one.output_scores)[range(len(one.output_ids)), one.output_ids]
+        assert torch.isfinite(drawn).all(), "what was drawn is among what could be drawn"
+
+
+@pytest.mark.feature(41)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+def test_generates_logprobs_and_scores_are_those_of_one_plain_forward(family: str) -> None:
+    model, inputs = model_of(family), batch()
+    shown: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True, "logprobs": True}
+    out = model.generate(**inputs, max_new_tokens=6, eos_token_id=[99], do_sample=True, top_k=0, seed=7, **shown)
+    for i, row in enumerate(split_batch(model.config, **inputs)):
+        start, answer = len(row["input_ids"]), out.sequences[i, -6:]
+        ids = torch.cat((row.pop("input_ids"), answer))[None]
+        with torch.no_grad():
+            logits = model(ids, **row).logits[0, start - 1 : -1]
+        scored = logits.log_softmax(-1).gather(1, answer[:, None]).squeeze(1)
+        assert torch.allclose(out.logprobs[i], scored, atol=1e-4)
+        scores = torch.stack([step[i] for step in out.scores])
+        allowed = ~scores.isinf()
+        assert torch.allclose(scores[allowed], logits[allowed], atol=1e-3)
+        assert (~allowed).nonzero()[:, 1].unique().tolist() == [START, END, IMAGE, VIDEO]
+
+
+@pytest.mark.feature(30)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3}])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+def test_embeddings_in_place_of_ids(family: str, options: dict[str, Any]) -> None:
+    """With pictures: the embeddings alone, and beside the ids, answer as the ids do."""
+    model, inputs = model_of(family), batch()
+    more = {"max_new_tokens": 8, "eos_token_id": [63], "pad_token_id": PAD, **options}
+    expected_ids = model.generate(**inputs, **more)
+    ids = inputs.pop("input_ids")
+    embeds = model.get_input_embeddings()(ids).detach()
+    new = model.generate(inputs_embeds=embeds, **inputs, **more)
+    assert torch.equal(new, expected_ids[:, ids.shape[1] :])
+    assert torch.equal(model.generate(ids, inputs_embeds=embeds, **inputs, **more), expected_ids)
+    changed = model.generate(inputs_embeds=embeds + 0.3, attention_mask=inputs["attention_mask"], **more)
+    assert not torch.equal(changed[2:], new[2:]), "the embeddings are what is read"
+    with pytest.raises(ValueError, match=r"inputs_embeds has shape .* beside input_ids"):
+        model.generate(ids[:, 1:], inputs_embeds=embeds, **inputs, **more)

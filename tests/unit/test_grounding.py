@@ -22,6 +22,7 @@ CUP_ITEM = '{"bbox_2d": [56, 28, 112, 56], "label": "cup"}'
 JAR_ITEM = '{"bbox_2d": [0, 0, 28, 28], "label": "jar"}'
 
 
+@pytest.mark.feature(86)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -59,6 +60,7 @@ def test_boxes_as_models_write_them(text: str, expected: list[Box]) -> None:
     assert parse_boxes(text, SIZE) == expected
 
 
+@pytest.mark.feature(86)
 def test_worked_pair_of_the_notebooks() -> None:
     # 640 x 428 is seen as 644 x 420; the box [146, 137, 615, 415] of the original is written [147, 134, 619, 407].
     (box,) = parse_boxes('[{"bbox_2d": [147, 134, 619, 407]}]', ImageSize(640, 428, 644, 420))
@@ -77,6 +79,7 @@ def test_extra_fields_and_other_labels_are_kept() -> None:
     }
 
 
+@pytest.mark.feature(86)
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -153,6 +156,7 @@ def test_hostile_text_takes_no_long_time(text: str) -> None:
     assert time.perf_counter() - start < 5
 
 
+@pytest.mark.feature(86)
 def test_locate_asks_once_and_reads_the_answer() -> None:
     asked = []
 

@@ -118,13 +118,26 @@ def test_package_data_is_declared() -> None:
 def test_sample_pictures_are_what_their_program_draws() -> None:
     from PIL import Image, ImageChops
 
-    from qwenvl.demo.samples import PICTURES, SAMPLES
+    from qwenvl.demo.samples import CLIP, PICTURES, SAMPLES
 
-    assert sorted(path.name for path in PICTURES.iterdir()) == sorted(SAMPLES)
+    assert sorted(path.name for path in PICTURES.iterdir()) == sorted([*SAMPLES, CLIP])
     for name, draw in SAMPLES.items():
         with Image.open(PICTURES / name) as shipped:
             worst = max(high for _, high in ImageChops.difference(shipped.convert("RGB"), draw()).getextrema())
         assert worst <= 2, name  # another Pillow may round its resampling differently
+
+
+def test_the_sample_video_is_what_its_program_draws() -> None:
+    import numpy as np
+
+    from qwenvl.demo.samples import CLIP, CLIP_FRAMES, PICTURES, square_appears
+    from qwenvl.media import VideoOptions, read_video
+
+    video = read_video(PICTURES / CLIP, VideoOptions(nframes=CLIP_FRAMES, resize=False))
+    assert len(video.frames) == CLIP_FRAMES
+    for index in (0, 35, 36, CLIP_FRAMES - 1):
+        drawn = np.asarray(square_appears(index)).astype(int)
+        assert np.abs(video.frames[index] - drawn).mean() < 4, index
 
 
 def test_every_file_stands_on_the_map_and_nothing_else() -> None:

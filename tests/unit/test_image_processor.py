@@ -18,6 +18,7 @@ from qwenvl.processing.image_processor import normalize_patches, patchify
 from qwenvl.types import ImageSize
 
 
+@pytest.mark.feature(32)
 def test_patches_go_block_by_block() -> None:
     rgb = torch.randint(0, 256, (56, 84, 3), dtype=torch.uint8)
     patches = patchify(rgb)
@@ -56,6 +57,7 @@ def test_switches_of_the_image_processor() -> None:
             Qwen2VLImageProcessor(**{option: value})
 
 
+@pytest.mark.feature(73)
 def test_limits_of_one_call_of_one_picture_and_of_the_processor() -> None:
     images = Qwen2VLImageProcessor(min_pixels=3136, max_pixels=50176)
     big = picture(448, 448)
@@ -72,6 +74,7 @@ def test_limits_of_one_call_of_one_picture_and_of_the_processor() -> None:
         images(big, max_pixel=3)
 
 
+@pytest.mark.feature(65)
 def test_both_spellings_of_the_limits_agree() -> None:
     images = Qwen2VLImageProcessor(max_pixels=1003520)
     assert images.size == {"shortest_edge": 3136, "longest_edge": 1003520}
@@ -104,9 +107,60 @@ def test_every_vintage_of_the_file_is_read(limits: dict[str, Any]) -> None:
         Qwen2VLImageProcessor.from_dict(data, patchsize=3)
 
 
+@pytest.mark.feature(14)
 def test_the_image_processor_saves_the_official_layout(tmp_path: Path) -> None:
     Qwen2VLImageProcessor(min_pixels=784, max_pixels=7840, image_mean=(0.5, 0.5, 0.5)).save_pretrained(tmp_path)
     data = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert data["image_processor_type"] == "Qwen2VLImageProcessor"
     assert (data["min_pixels"], data["max_pixels"], data["image_mean"]) == (784, 7840, [0.5, 0.5, 0.5])
     assert Qwen2VLImageProcessor.from_pretrained(tmp_path).to_dict() == data
+
+
+@pytest.mark.feature(14)
+def test_preprocess_takes_the_documented_arguments() -> None:
+    images, shown = Qwen2VLImageProcessor(), picture(112, 84)
+    plain = images.preprocess(shown)
+    assert images.preprocess(images=[[shown], [shown]]).image_grid_thw.tolist() == [[1, 6, 8]] * 2
+    got = images.preprocess(
+        shown, do_resize=True, size={"shortest_edge": 784, "longest_edge": 784 * 3}, resample=3, do_rescale=True,
+        rescale_factor=1 / 255, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_convert_rgb=True,
+        patch_size=14, temporal_patch_size=2, merge_size=2, return_tensors="pt", data_format="channels_first",
+        input_data_format=None,
+    )  # fmt: skip
+    assert got.image_grid_thw.tolist() == [[1, 2, 4]]
+    assert -1 <= got.pixel_values.min() < got.pixel_values.max() <= 1
+    raw = images.preprocess(shown, do_normalize=False).pixel_values
+    assert torch.allclose(images.preprocess(shown, do_normalize=False, rescale_factor=1.0).pixel_values / 255, raw)
+    assert images.preprocess(shown, patch_size=28).pixel_values.shape == (4 * 4, 3 * 2 * 28 * 28)
+    assert torch.equal(images.preprocess(shown).pixel_values, plain.pixel_values)
+    for wrong, says in (
+        ({"videos": [shown]}, "Qwen2VLVideoProcessor"), ({"data_format": "channels_last"}, "channels_last"),
+        ({"return_tensors": "np"}, "return_tensors='np'"), ({"size": {"height": 3}}, "height"), ({"size": 3}, "size=3"),
+        ({"image_mean": [0.5]}, "image_mean has 1 values"), ({"patch_size": 0}, "patch_size=0"),
+        ({"input_data_format": "none"}, "input_data_format='none'"), ({"min_pixels": 2.5}, "min_pixels=2.5"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            images.preprocess(shown, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.feature(14)
+def test_arrays_and_tensors_in_every_layout() -> None:
+    images, array = Qwen2VLImageProcessor(), np.array(picture(112, 84))
+    expected = images(array).pixel_values
+    first = np.moveaxis(array, -1, 0)
+    for form in (first, torch.from_numpy(array), torch.from_numpy(first.copy()), first.astype(np.float32),
+                 array.astype(int), torch.from_numpy(first.copy()).bfloat16().float()):  # fmt: skip
+        assert torch.equal(images(form).pixel_values, expected)
+    for unit in (first / 255, torch.from_numpy(array) / 255):
+        assert torch.equal(images(unit, do_rescale=False).pixel_values, expected)
+        with pytest.raises(ValueError, match=r"between 0 and 1.*do_rescale=False"):
+            images(unit)
+    grey = images(array[:, :, 0]).pixel_values
+    assert torch.equal(images(array[:, :, :1]).pixel_values, grey)
+    narrow = np.zeros((3, 56, 4), np.uint8)
+    assert images(narrow, input_data_format="channels_first").image_sizes[0].width == 4
+    assert images(narrow, input_data_format="channels_last").image_sizes[0].width == 56
+    for wrong, says in ((np.zeros((5, 5, 5), np.uint8), "no dimension of"), (array - 300.0, "values from"),
+                        (np.zeros((1, 2, 3, 3), np.uint8), "a picture of shape"), (array > 3, "bool")):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            images(wrong)

@@ -11,9 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -62,6 +60,7 @@ def _plain(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
+@pytest.mark.feature(55)
 @pytest.mark.parametrize(
     "source",
     [
@@ -288,57 +287,7 @@ def test_the_policy_is_kept(png: Path) -> None:
             load_image(source, MediaPolicy(max_bytes=10))
 
 
-class _Site(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        if self.path == "/slow":
-            self.send_response(200)
-            self.end_headers()
-            for _ in range(20):
-                self.wfile.write(b"x")
-                time.sleep(0.05)
-            return
-        self.send_response({"/picture": 200, "/moved": 302}.get(self.path, 404))
-        self.send_header("Location", "/picture")
-        self.end_headers()
-        self.wfile.write(encoded(two_tone()))
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def site() -> Any:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Site)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_pictures_come_over_http_within_limits(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    local = MediaPolicy(allow_private=True)
-    assert load_image(f"{site}/picture", local).getpixel((0, 0)) == RED
-    for path, policy, says in (
-        ("/picture", MediaPolicy(), "private"),
-        ("/picture", MediaPolicy(allow_private=True, max_bytes=20), "limit of 20 bytes"),
-        ("/none", local, "status 404"),
-        ("/moved", local, "status 302: give the address /picture"),
-        ("/slow", MediaPolicy(allow_private=True, timeout=0.2), "0.2 s"),
-    ):
-        with pytest.raises(MediaError, match=says):
-            load_image(site + path, policy)
-
-
-@pytest.mark.parametrize("host", [
-    "localhost", "[::1]", "10.0.0.1", "169.254.169.254", "[::ffff:127.0.0.1]", "0.0.0.0", "0x7f.1", "2130706433",
-    "a@127.0.0.1", "[64:ff9b::7f00:1]", "224.0.0.1", "100.64.0.1",
-])  # fmt: skip
-def test_private_hosts_are_refused(host: str) -> None:
-    with pytest.raises(MediaError, match="private"):
-        load_image(f"http://{host}/a.png")
-
-
+@pytest.mark.feature(24, 74, 75)
 @pytest.mark.parametrize(
     ("given", "seen"),
     [
@@ -351,10 +300,12 @@ def test_smart_resize_gives_the_published_sizes(given: tuple[int, int], seen: tu
     assert smart_resize(given[1], given[0], max_pixels=16384 * 784) == (seen[1], seen[0])
 
 
+@pytest.mark.feature(73)
 def test_smart_resize_under_a_smaller_limit() -> None:
     assert smart_resize(1080, 1920, max_pixels=1280 * 784) == (728, 1316)
 
 
+@pytest.mark.feature(73, 75)
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from([3136, 50176]), st.sampled_from([50176, 1003520]))
 def test_smart_resize_keeps_its_limits(height: int, width: int, low: int, high: int) -> None:
     if max(height, width) > 200 * min(height, width):

@@ -49,6 +49,7 @@ def test_half_precisions_stay_near_float32(
     assert 0 < (half - exact).abs().max() < bound * exact.abs().max()
 
 
+@pytest.mark.feature(37)
 @torch.no_grad()
 def test_logits_to_keep(model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor) -> None:
     inputs = {"pixel_values": pixels, "image_grid_thw": GRID}
@@ -58,6 +59,7 @@ def test_logits_to_keep(model: Qwen2_5_VLForConditionalGeneration, pixels: torch
     torch.testing.assert_close(model(IDS, logits_to_keep=chosen, **inputs).logits, whole[:, chosen])
 
 
+@pytest.mark.feature(35, 39)
 @torch.no_grad()
 def test_tuple_and_fields(model: Qwen2_5_VLForConditionalGeneration, pixels: torch.Tensor) -> None:
     output = model(IDS, labels=IDS, pixel_values=pixels, image_grid_thw=GRID)
@@ -67,6 +69,7 @@ def test_tuple_and_fields(model: Qwen2_5_VLForConditionalGeneration, pixels: tor
     assert output.rope_deltas.tolist() == [[2 + 5 + 3 - IDS.shape[1]]]  # 2 of text, 5 rows high, 3 of text
 
 
+@pytest.mark.feature(27)
 @torch.no_grad()
 def test_right_and_left_padding_agree(model: Qwen2_5_VLForConditionalGeneration) -> None:
     row = torch.tensor([5, 6, 7])
@@ -93,14 +96,25 @@ def test_run_gives_only_the_rows_asked_for(model: Qwen2_5_VLForConditionalGenera
     torch.testing.assert_close(rows[1], model(ids[None, 3:]).logits[0, -1])
 
 
+@pytest.mark.feature(32, 34)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"input_ids": None}, "input_ids is None"),
-        ({"image_grid_thw": None}, "15 tokens in the batch, grids of"),
-        ({"pixel_values": None}, "belong together"),
-        ({"image_grid_thw": torch.tensor([[1, 8, 6]])}, "do not match"),
-        ({"image_grid_thw": torch.tensor([[1, 10, 6], [1, 2, 2]])}, "2 grids were given"),
+        ({"input_ids": IDS[0]}, "expected .batch, length."),
+        ({"attention_mask": torch.zeros_like(IDS)}, "no token among the 1 x 20 new columns"),
+        ({"attention_mask": torch.ones(1, 3)}, "attention_mask has shape .1, 3.: expected .1, 20., one value a token"),
+        ({"inputs_embeds": torch.zeros(1, 4, 48)}, "inputs_embeds has shape"),
+        ({"image_grid_thw": None}, "given without image_grid_thw"),
+        ({"pixel_values": None}, "given without pixel_values"),
+        (
+            {"image_grid_thw": torch.tensor([[1, 8, 6]])},
+            "15 placeholder tokens, but rows 0 to 1 .exclusive. of image_grid_thw account for 12",
+        ),
+        (
+            {"image_grid_thw": torch.tensor([[1, 10, 6], [1, 2, 2]])},
+            "has 2 rows, but the prompts have placeholders for 1",
+        ),
         ({"pixel_values": torch.zeros(59, 1176)}, "need 60 rows"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from prompts import CONTROL, OFFICIAL, PICTURE, READY, SYSTEM, picture, text, user
+from prompts import CONTROL, OFFICIAL, PICTURE, READY, SYSTEM, VIDEO, frames, picture, text, user
 
 from qwenvl.processing import (
     AutoProcessor,
@@ -71,6 +71,7 @@ def test_the_text_interface_reads_control_tokens(processor: Qwen2_5_VLProcessor)
         processor(text=["Is <|image_pad|> a token?"])
 
 
+@pytest.mark.feature(54, 58, 59)
 @pytest.mark.parametrize("key", ["image", "url", "path", "image_url", "openai", "untyped", "untyped-url"])
 def test_pictures_by_every_key(processor: Qwen2_5_VLProcessor, tmp_path: Path, key: str) -> None:
     path = tmp_path / "a.png"
@@ -88,6 +89,7 @@ def test_pictures_by_every_key(processor: Qwen2_5_VLProcessor, tmp_path: Path, k
     assert got.image_sizes == [ImageSize(56, 84, 56, 84)]
 
 
+@pytest.mark.feature(57, 73)
 @pytest.mark.parametrize(
     ("options", "seen"),
     [
@@ -122,12 +124,24 @@ def test_options_of_an_item(processor: Qwen2_5_VLProcessor, options: dict[str, i
         ([{"type": "image", "image": "a", "resized_height": 56}], "belong together"),
         ([{"type": "image", "image": "a", "resized_height": 56, "resized_width": 56, "min_pixels": 9}], "not both"),
         ([{"type": "image_url", "image_url": {"url": "a", "detail": "high"}}], "unknown fields detail"),
-        ([{"type": "video", "video": "a.mp4"}], "video input is not supported yet in this version"),
-        ([{"video": "a.mp4"}], "video input is not supported yet in this version"),
-        ([{"type": "image"}], "no picture"),
-        ([{"type": "image", "image": "nowhere.png"}], "nowhere.png does not exist"),
-        ([{"type": "image", "image": Image.new("RGB", (1, 5000))}], "1 x 5000"),
-        ([{"type": "image", "image": picture(), "min_pixels": 9000, "max_pixels": 8000}], "min_pixels=9000"),
+        ([{"type": "image", "image": "a", "fps": 1}], "message 0, item 0 has unknown fields fps"),
+        ([{"type": "image"}], "message 0, item 0, image: there is no picture"),
+        ([{"type": "video"}], "message 0, item 0, video: there is no video"),
+        ([text("a"), {"type": "image", "url": "nowhere.png"}], "message 0, item 1, url: nowhere.png does not exist"),
+        ([{"type": "video", "path": "nowhere.mp4"}], "message 0, item 0, path: nowhere.mp4 does not exist"),
+        ([{"video": "a.mp4", "path": "b.mp4"}], r"names its video twice \(video, path\)"),
+        ([{"video": "a.mp4", "fps": 0}], "message 0, item 0: fps=0, expected a number above 0"),
+        ([{"video": "a.mp4", "fps": 1, "nframes": 4}], "message 0, item 0: fps and nframes exclude each other"),
+        ([{"video": "a.mp4", "nframes": 2.5}], "message 0, item 0: nframes=2.5"),
+        ([{"video": "a.mp4", "video_start": -1}], "video_start=-1"),
+        ([{"video": "a.mp4", "sample_fps": 2}], "sample_fps and raw_fps tell of frames"),
+        ([{"video": "a.mp4", "frame": 2}], "message 0, item 0 has unknown fields frame"),
+        ([{"video": [picture(), "nowhere.png"]}], "message 0, item 0, video: nowhere.png does not exist"),
+        ([{"type": "image", "image": Image.new("RGB", (1, 5000))}], "message 0, item 0, image: .*1 x 5000"),
+        (
+            [{"type": "image", "image": picture(), "min_pixels": 9000, "max_pixels": 8000}],
+            "message 0, item 0, image: min_pixels=9000",
+        ),
     ],
 )
 def test_what_is_not_understood_is_named(processor: Qwen2_5_VLProcessor, content: Any, says: str) -> None:
@@ -162,6 +176,7 @@ def test_conversations_that_are_none(processor: Qwen2_5_VLProcessor) -> None:
             processor.apply_chat_template(talk, tokenize=True)  # type: ignore[arg-type]
 
 
+@pytest.mark.feature(48, 62)
 def test_a_batch_is_padded_left_for_generation(processor: Qwen2_5_VLProcessor) -> None:
     talks = [
         [user({"type": "image", "image": picture()}, text("What?"))],
@@ -180,6 +195,7 @@ def test_a_batch_is_padded_left_for_generation(processor: Qwen2_5_VLProcessor) -
     assert whole.attention_mask[:, 0].tolist() == [1, 1, 1]
 
 
+@pytest.mark.feature(46, 47, 49)
 def test_text_ids_or_features(processor: Qwen2_5_VLProcessor) -> None:
     talk = [{"role": "user", "content": "Hi"}]
     prompt = processor.apply_chat_template(talk)
@@ -192,6 +208,7 @@ def test_text_ids_or_features(processor: Qwen2_5_VLProcessor) -> None:
     assert features == {"input_ids": [ids], "attention_mask": [[1] * len(ids)]}
 
 
+@pytest.mark.feature(44)
 def test_prompts_and_pictures_must_agree(processor: Qwen2_5_VLProcessor) -> None:
     with pytest.raises(ValueError, match=r"2 places for pictures .*1 pictures"):
         processor(text=PICTURE * 2, images=picture())
@@ -213,13 +230,16 @@ def test_a_prompt_without_text_is_refused(processor: Qwen2_5_VLProcessor, nothin
         processor(text=nothing)
 
 
-def test_videos_are_refused_plainly(processor: Qwen2_5_VLProcessor) -> None:
-    with pytest.raises(ValueError, match="video input is not supported yet in this version"):
+def test_prompts_and_videos_must_agree(processor: Qwen2_5_VLProcessor) -> None:
+    with pytest.raises(ValueError, match=r"0 places for videos .*1 videos"):
         processor(text="Hi", videos=["a.mp4"])
-    with pytest.raises(ValueError, match="video input is not supported yet in this version"):
-        processor(text="<|vision_start|><|video_pad|><|vision_end|>")
+    with pytest.raises(ValueError, match=r"1 places for videos .*0 videos"):
+        processor(text=VIDEO)
+    with pytest.raises(ValueError, match=r"prompt 0 has 1 places for videos .*2 videos"):
+        processor(text=[VIDEO, VIDEO], videos=[[frames(2, 28, 28)] * 2, []], padding=True)
 
 
+@pytest.mark.feature(63, 64)
 def test_answers_become_text(processor: Qwen2_5_VLProcessor) -> None:
     rows = [processor.tokenizer.encode(t) for t in ("<|im_start|>Yes .<|im_end|>", "No<|im_end|><|endoftext|>")]
     assert processor.batch_decode(rows, skip_special_tokens=True) == ["Yes .", "No"]
@@ -245,6 +265,7 @@ def test_a_processor_is_saved_and_loaded(processor: Qwen2_5_VLProcessor, tmp_pat
     )
 
 
+@pytest.mark.feature(6)
 def test_auto_picks_by_the_files(checkpoint: Path, tmp_path: Path) -> None:
     found = AutoProcessor.from_pretrained(checkpoint, min_pixels=784, max_pixels=7840)
     assert type(found) is Qwen2_5_VLProcessor
@@ -278,10 +299,11 @@ def test_newer_folders_hold_the_picture_settings_in_processor_config(checkpoint:
 def test_a_processor_needs_a_tokenizer(processor: Qwen2_5_VLProcessor) -> None:
     with pytest.raises(ValueError, match="tokenizer"):
         Qwen2_5_VLProcessor(Qwen2VLImageProcessor())
-    with pytest.raises(ValueError, match="video_processor"):
+    with pytest.raises(ValueError, match="video_processor is object: expected Qwen2VLVideoProcessor"):
         Qwen2_5_VLProcessor(Qwen2VLImageProcessor(), processor.tokenizer, object())  # type: ignore[arg-type]
 
 
+@pytest.mark.feature(42)
 def test_features_move_and_only_floats_change_type() -> None:
     features = BatchFeature({"pixel_values": torch.zeros(2), "input_ids": torch.zeros(2, dtype=torch.long), "n": [1]})
     moved = features.to("cpu", dtype=torch.bfloat16)

@@ -32,10 +32,12 @@ def positions(ids: list[int], rate: float | None = 2, **grids: Any) -> tuple[lis
     return found.tolist(), delta
 
 
+@pytest.mark.feature(28)
 def test_text_counts_on_all_rows() -> None:
     assert positions([1, 2, 3]) == ([[0, 1, 2]] * 3, 0)
 
 
+@pytest.mark.feature(28, 35)
 def test_picture_between_text() -> None:
     rows, delta = positions([1, 2, *[IMAGE] * 6, 3, 4], image_grid_thw=torch.tensor([[1, 4, 6]]))
     assert rows == [
@@ -46,6 +48,7 @@ def test_picture_between_text() -> None:
     assert delta == 7 - 10
 
 
+@pytest.mark.feature(36, 76, 93)
 @pytest.mark.parametrize(
     ("fps", "times"),
     [
@@ -63,6 +66,7 @@ def test_video_time_is_floored_last(fps: float, times: list[int]) -> None:
     assert delta == times[-1] + 2 - 4
 
 
+@pytest.mark.feature(36, 76)
 @pytest.mark.parametrize(("seconds", "times"), [(0.5, [0, 1, 2, 3]), (1.5, [0, 3, 6, 9]), (0.3, [0, 0, 1, 1])])
 def test_intervals(seconds: float, times: list[int]) -> None:
     rows, _ = positions([VIDEO] * 4, video_grid_thw=torch.tensor([[4, 2, 2]]), second_per_grid_ts=[seconds])
@@ -87,6 +91,7 @@ def test_mismatch_is_an_error(ids: list[int], grids: list[list[int]] | None, sai
         positions(ids, image_grid_thw=None if grids is None else torch.tensor(grids))
 
 
+@pytest.mark.feature(36)
 def test_seconds_for_every_video() -> None:
     with pytest.raises(ValueError, match="2 values for 1 videos"):
         positions([VIDEO], video_grid_thw=torch.tensor([[1, 2, 2]]), second_per_grid_ts=[1.0, 1.0])

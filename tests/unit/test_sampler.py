@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenvl.engine.logits import banned_next
 from qwenvl.engine.sampler import Drawn, Sampler
 from qwenvl.types import SamplingParams
 
@@ -158,3 +159,50 @@ def test_logits_that_are_not_finite_fail_their_row_only(bad: float, temperature:
 
 def test_no_rows() -> None:
     assert sampler().sample(torch.zeros(0, VOCABULARY), []) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "params", "banned"),
+    [
+        ([5, 6, 7], [5], {"no_repeat_ngram_size": 2}, {6}),
+        ([5, 6, 7, 5], [6], {"no_repeat_ngram_size": 3}, {7}),
+        ([5, 6], [5], {"no_repeat_ngram_size": 1}, {5, 6}),
+        ([5], [6], {"no_repeat_ngram_size": 4}, set()),
+        ([1, 7], [], {"bad_words": ((7, 8), (3,), (1, 7, 9), (2, 7, 4), (0,))}, {8, 3, 9}),  # 0 ends: alone it may
+        ([1], [2], {"min_new_tokens": 2}, {0}),
+        ([1], [2, 2], {"min_new_tokens": 2}, set()),
+        ([1], [], {"begin_suppress_tokens": (4,), "suppress_tokens": (5,)}, {4, 5}),
+        ([1], [2], {"begin_suppress_tokens": (4,), "suppress_tokens": (5,)}, {5}),
+    ],
+)
+def test_what_is_banned_by_hand(prompt: list[int], answer: list[int], params: dict[str, Any], banned: set[int]) -> None:
+    assert banned_next(prompt, answer, SamplingParams(**params), ends={0}) == banned
+
+
+def test_a_forced_end() -> None:
+    draw = sampler()
+    state = draw.start([1], SamplingParams(max_new_tokens=3, forced_eos=(7,), keep_scores=True))
+    drawn = [draw.sample(logits_of().unsqueeze(0), [state])[0] for _ in range(3)]
+    assert [d.token for d in drawn] == [0, 0, 7]
+    scores = drawn[2].scores
+    assert scores is not None
+    assert scores[7] == 0
+    assert int(scores.isinf().sum()) == VOCABULARY - 1
+
+
+def test_typical_tokens_are_near_the_expected_surprise() -> None:
+    """PROBS has an entropy of 1.76 nats: 0.2 (1.61) is nearest, then 0.15 (1.90), then 0.1 (2.30), then 0.4 (0.92)."""
+    assert set(draws(300, typical_p=0.19)) == {1}
+    assert set(draws(300, typical_p=0.3)) == {1, 2}
+    assert set(draws(300, typical_p=0.4)) == {1, 2, 3}
+    assert set(draws(300, typical_p=0.8)) == {0, 1, 2, 3}
+
+
+def test_kept_scores_are_what_was_drawn_from() -> None:
+    draw = sampler()
+    params = SamplingParams(temperature=0.5, top_p=0.7, seed=1, keep_scores=True, keep_logits=True)
+    drawn = draw.sample(logits_of().unsqueeze(0), [draw.start([1], params)])[0]
+    assert drawn.scores is not None
+    assert drawn.logits is not None
+    assert torch.equal(drawn.logits, logits_of())
+    assert (~drawn.scores.isinf()).nonzero().flatten().tolist() == [0, 1]  # 0.16 of 0.24 is 0.67 < 0.7

@@ -37,6 +37,7 @@ def test_tokenizer_basics(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert Tokenizer.from_pretrained(tmp_path).get_vocab() == tokenizer.get_vocab()
 
 
+@pytest.mark.feature(62)
 def test_padding(tokenizer: Tokenizer) -> None:
     rows, pad = ["a b c", "a"], tokenizer.pad_token_id
     long, short = (tokenizer.encode(row) for row in rows)

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 from qwenvl.demo.lessons import LOOKING, World
-from qwenvl.demo.recipe import demo_config, demo_processor
+from qwenvl.demo.recipe import demo_config
 from qwenvl.demo.sights import cell_targets
 from qwenvl.demo.world import sample_picture
+from qwenvl.media import Video
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration
+from qwenvl.processing import Qwen2_5_VLProcessor
 from qwenvl.training.collate import collate
 from qwenvl.training.curve import draw_curve
 from qwenvl.training.data import Encoder, JsonLines, Turn
@@ -24,7 +26,7 @@ from qwenvl.training.trainer import Trainer, TrainSettings
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    return demo_processor()
+    return Qwen2_5_VLProcessor.from_pretrained("demo")
 
 
 def small_model(processor: Any) -> Qwen2_5_VLForConditionalGeneration:
@@ -66,8 +68,29 @@ def test_encoder_equals_the_template(processor: Any) -> None:
     assert answers == "A red star.<|im_end|>Nothing.<|im_end|>"
 
 
+def test_a_video_is_encoded_as_the_processor_does(processor: Any) -> None:
+    """Ids, patches and seconds a step are those of apply_chat_template."""
+    frames = np.random.default_rng(0).integers(0, 256, (6, 120, 150, 3), dtype=np.uint8)
+    video = Video(frames, tuple(i / 4 for i in range(6)), tuple(range(6)), 4.0, 1.5, 150, 120)
+    sample = Encoder(processor).encode([], [Turn("What moves?", "Nothing moves.", videos=1)], videos=[video])
+    content = [{"type": "video", "video": video}, {"type": "text", "text": "What moves?"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "Nothing moves."}]
+    expected = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    assert torch.equal(sample.token_ids, expected["input_ids"][0])
+    assert torch.equal(sample.video_grids, expected["video_grid_thw"])
+    assert sample.seconds == expected["second_per_grid_ts"].tolist() == [0.5]
+    pixels = processor.video_processor.normalize(sample.patches)
+    assert torch.equal(pixels, expected["pixel_values_videos"])
+    batch = collate([sample, Encoder(processor).encode([], [Turn("Hello", "Hi.")])], small_model(processor).config)
+    assert batch.packed.vision_index is not None
+    assert len(batch.packed.vision_index) == len(sample.patches) // 4
+    assert batch.packed.positions[0, batch.packed.vision_index].unique_consecutive().diff().tolist() == [1, 1]
+    with pytest.raises(ValueError, match="pictures and videos is not supported"):
+        Encoder(processor).encode([frames[0]], [Turn("?", "!", 1, 1)], videos=[video])
+
+
 def test_picture_count_must_agree(processor: Any) -> None:
-    with pytest.raises(ValueError, match="has 0 pictures, its turns ask for 1"):
+    with pytest.raises(ValueError, match="has 0 pictures and 0 videos, its turns ask for 1"):
         Encoder(processor).encode([], [Turn("?", "!", images=1)])
 
 

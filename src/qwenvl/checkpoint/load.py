@@ -15,23 +15,31 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qwenvl.checkpoint.hub import resolve
+from qwenvl.checkpoint.generation_config import GENERATION_NAME, GenerationConfig
 from qwenvl.checkpoint.names import HEAD, module_name
-from qwenvl.config import CONFIG_NAME, Qwen2_5_VLConfig, Qwen2VLConfig, load_config
+from qwenvl.config import (
+    CONFIG_NAME,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2VLConfig,
+    Qwen2VLTextConfig,
+    load_config,
+    read_config,
+)
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-GENERATION_NAME = "generation_config.json"
 COPY_BYTES = 16 * 2**20
 LISTED = 20
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -45,7 +53,6 @@ MODELS = {
 }
 
 Model = Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration
-AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -83,32 +90,7 @@ def load_model(
     "float16" or the torch.dtype. on_progress(bytes done, bytes in all) is called after every tensor.
     Raises ValueError for a wrong argument or config.json, CheckpointError for files that do not fit it.
     """
-    return _load(None, Path(folder), dtype, attn_implementation, _device(device), on_progress)
-
-
-def load_pretrained(
-    cls: type[AnyModel],
-    model: str | Path,
-    *,
-    dtype: str | torch.dtype | None = None,
-    torch_dtype: str | torch.dtype | None = None,
-    device_map: str | torch.device | Mapping[str, Any] | None = None,
-    attn_implementation: str = "sdpa",
-    revision: str | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-) -> AnyModel:
-    """What `from_pretrained` of a model class does: `model` is a folder, a hub id or "demo".
-
-    dtype and torch_dtype are one option with two names; without it the dtype is the checkpoint's own ("auto").
-    device_map: a device, {"": device}, or "auto" (the GPU if there is one, else the CPU). The checkpoint has to be of
-    the class's family: ValueError otherwise.
-    """
-    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-        raise ValueError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} mean the same: give one")
-    device = _device(device_map)
-    folder = resolve(model, revision, token, local_files_only)
-    return cast(AnyModel, _load(cls, folder, dtype or torch_dtype, attn_implementation, device, None))
+    return load_folder(None, Path(folder), dtype, attn_implementation, device_of(device), on_progress)
 
 
 class _NoInit(TorchFunctionMode):
@@ -123,39 +105,53 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _load(
+def load_folder(
     kind: type[nn.Module] | None,
     folder: Path,
     dtype: str | torch.dtype | None,
     attn_implementation: str,
     device: torch.device,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None] | None = None,
+    adapt: Callable[[Any], Any] | None = None,
 ) -> Model:
-    config = load_config(folder)
-    found = MODELS[config.model_type]
-    if kind is not None and not issubclass(kind, found):
-        raise ValueError(f"{folder} is a checkpoint for {found.__name__}, not for {kind.__name__}")
-    _check_config(folder, config)
-    entries = _entries(folder)
+    """load_model for a model of class `kind` (None: the class of the checkpoint's family). adapt: the configuration of
+    the folder -> the one to build from."""
+    config = _config(kind, folder) if adapt is None else adapt(_config(kind, folder))
+    prefix: str = getattr(kind, "weights_prefix", "")  # of a bare model, which is a part of the whole
+    entries = [entry for entry in _entries(folder) if (module_name(entry.key) or "").startswith(prefix)]
     chosen = _dtype(dtype, config.dtype, entries)
     with torch.device("meta"), _NoInit():
-        model = cast(type[Model], kind or found)(config.replace(dtype=chosen), attn_implementation)
-    slots = model.state_dict(keep_vars=True)
+        model = cast(type[Model], kind or MODELS[config.model_type])(config.replace(dtype=chosen), attn_implementation)
+    slots = {prefix + name: slot for name, slot in model.state_dict(keep_vars=True).items()}
     if config.tie_word_embeddings:
-        del slots[HEAD]
+        slots.pop(HEAD, None)
     wanted = _match(folder, {name: tuple(slot.shape) for name, slot in slots.items()}, entries)
     total, done = sum(entry.nbytes for entry in wanted.values()), 0
     for name, tensor in _read(wanted, chosen, device):
-        module, _, leaf = name.rpartition(".")
+        module, _, leaf = name.removeprefix(prefix).rpartition(".")
         setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, slots[name].requires_grad))
         done += wanted[name].nbytes
         if on_progress is not None:
             on_progress(done, total)
     model.tie_weights()
     assert not any(slot.is_meta for slot in (*model.parameters(), *model.buffers())), "a weight was left out"
-    if (folder / GENERATION_NAME).is_file():
-        model.generation_config = _json(folder / GENERATION_NAME)
+    settings = folder / GENERATION_NAME
+    model.generation_config = GenerationConfig.from_file(settings) if settings.is_file() else GenerationConfig()
     return model.eval()
+
+
+def _config(kind: Any, folder: Path) -> Any:
+    """The configuration that a model of class `kind` (None: the class of its family) is built from."""
+    text = kind is not None and issubclass(kind.config_class, Qwen2_5_VLTextConfig | Qwen2VLTextConfig)
+    if text and read_config(folder).get("model_type") == kind.config_class.model_type:
+        return kind.config_class.from_pretrained(folder)  # as the text model alone was saved
+    config = load_config(folder)
+    _check_config(folder, config)
+    part = config.text_config if text else config
+    if kind is not None and not isinstance(part, kind.config_class):
+        family = MODELS[config.model_type].__name__
+        raise ValueError(f"{folder} is a checkpoint for {family}, not for {kind.__name__}")
+    return part
 
 
 def _check_config(folder: Path, config: Qwen2_5_VLConfig | Qwen2VLConfig) -> None:
@@ -169,13 +165,17 @@ def _check_config(folder: Path, config: Qwen2_5_VLConfig | Qwen2VLConfig) -> Non
         raise CheckpointError(f"{folder / CONFIG_NAME}: the tower gives width {out}, the text model takes {hidden}")
 
 
-def _device(given: str | torch.device | Mapping[str, Any] | None) -> torch.device:
-    """The device of a device_map; one that cannot be used on this machine is a ValueError."""
+def device_of(given: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
+    """The device of a device_map: a device, its number, {"": device}, or "auto", "balanced", "balanced_low_0" or
+    "sequential", which all mean the whole model on the GPU if there is one, else on the CPU. One that cannot be used
+    on this machine, and a map that spreads the model, is a ValueError."""
     if isinstance(given, Mapping):
         if set(given) != {""}:
             raise ValueError(f"device_map={dict(given)!r} spreads the model, which is not supported: give one device")
-        return _device(given[""])
-    if given == "auto":
+        return device_of(given[""])
+    if given in SPREADING and given != "auto" and torch.accelerator.device_count() > 1:
+        raise ValueError(f"device_map={given!r} spreads the model, which is not supported: give one device, or 'auto'")
+    if given in SPREADING:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device("cpu" if given is None else given)
@@ -185,15 +185,21 @@ def _device(given: str | torch.device | Mapping[str, Any] | None) -> torch.devic
     return device
 
 
+def dtype_named(given: str | torch.dtype) -> torch.dtype:
+    """The torch.dtype of a name such as "bfloat16", or of itself. ValueError for one that models do not have."""
+    name = str(given).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is not known: expected auto or one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def _dtype(given: str | torch.dtype | None, configured: str | None, entries: list[Entry]) -> torch.dtype:
-    if isinstance(given, torch.dtype):
-        given = str(given).removeprefix("torch.")
-    if given in (None, "auto"):
-        kinds = Counter(entry.dtype for entry in entries)
-        return DTYPES[configured] if configured else next(iter(kinds.most_common(1)), (torch.float32, 0))[0]
-    if given not in DTYPES:
-        raise ValueError(f"dtype={given!r} is not known: expected auto or one of {', '.join(DTYPES)}")
-    return DTYPES[given]
+    if given not in (None, "auto"):
+        return dtype_named(cast(str, given))
+    if configured:
+        return DTYPES[configured]
+    kinds = Counter(entry.dtype for entry in entries)
+    return next(iter(kinds.most_common(1)), (torch.float32, 0))[0]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,12 +12,27 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qwenvl.checkpoint.load import GENERATION_NAME, INDEX_NAME, SINGLE_NAME
+from qwenvl.checkpoint.generation_config import GenerationConfig
+from qwenvl.checkpoint.load import INDEX_NAME, SINGLE_NAME
 from qwenvl.checkpoint.names import HEAD, Layout, file_key
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B)")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|" + re.escape(INDEX_NAME))
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "push_to_hub": (None, False),
+    "safe_serialization": (None, True),
+    "save_original_format": (None, True, False),
+    "save_peft_format": (None, True, False),
+    "state_dict": (None,),
+    "token": (None,),
+    "variant": (None,),
+}
+_INSTEAD = {
+    "push_to_hub": "save into a folder, then upload it with huggingface_hub.upload_folder",
+    "safe_serialization": "weights are only written as safetensors",
+}
 
 
 def save_model(model: Any, folder: str | Path, max_shard_size: int | str = "5GB", layout: Layout = "modules") -> None:
@@ -25,8 +40,9 @@ def save_model(model: Any, folder: str | Path, max_shard_size: int | str = "5GB"
 
     max_shard_size: bytes, or text such as "5GB", "500MB", "1GiB"; a tensor is never split, so one file may be larger.
     layout: "modules" (model.visual.*, model.language_model.*), or "original" (visual.*, model.*) for older readers.
-    A head that is tied to the embedding is left out. Each file appears whole or not at all, and weight files of an
-    earlier save go away, so saving into the folder a model came from is safe.
+    A bare model's tensors have the names of the whole. A head that is tied to the embedding is left out. Each file
+    appears whole or not at all, and weight files of an earlier save go away, so saving into the folder a model came
+    from is safe.
     """
     limit = _bytes(max_shard_size)
     tensors = {file_key(name, layout): tensor for name, tensor in _weights(model).items()}
@@ -50,14 +66,41 @@ def save_model(model: Any, folder: str | Path, max_shard_size: int | str = "5GB"
             path.unlink()
     model.config.replace(dtype=model.dtype).save_pretrained(folder)
     settings = model.generation_config
-    if settings is not None:
-        _write(folder / GENERATION_NAME, dict(settings) if isinstance(settings, Mapping) else vars(settings))
+    if isinstance(settings, Mapping):
+        settings = GenerationConfig.from_dict(settings)
+    if settings is not None and settings.to_dict():
+        settings.save_pretrained(folder)
+
+
+def save_pretrained(
+    model: Any,
+    folder: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+    layout: Layout = "modules",
+    is_main_process: bool = True,
+    **neutral: Any,
+) -> None:
+    """What `save_pretrained` of a model class does: save_model with the documented options.
+
+    is_main_process=False writes nothing, as in runs of several processes. safe_serialization=True is always so;
+    options of the documents that are not built, such as push_to_hub, are ValueErrors that name them.
+    """
+    for name, value in neutral.items():
+        if name not in _NEUTRAL:
+            raise ValueError(f"save_pretrained() does not know the option {name!r}: leave it out")
+        if value not in _NEUTRAL[name]:
+            raise ValueError(
+                f"save_pretrained({name}={value!r}) is not supported: {_INSTEAD.get(name, 'leave it out')}"
+            )
+    if is_main_process:
+        save_model(model, folder, max_shard_size, layout)
 
 
 def _weights(model: Any) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = model.state_dict()
+    tensors: dict[str, Tensor] = {model.weights_prefix + name: tensor for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
-        del tensors[HEAD]
+        tensors.pop(HEAD, None)
     empty = [name for name, tensor in tensors.items() if tensor.is_meta]
     if empty:
         raise ValueError(f"the model has no weights to save: {empty[0]} is on the meta device")

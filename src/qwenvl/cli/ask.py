@@ -1,4 +1,4 @@
-"""`qwenvl ask PICTURE... "question"`: the answer, streamed to stdout."""
+"""`qwenvl ask PICTURE|VIDEO... "question"`: the answer, streamed to stdout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qwenvl.cli.inputs import (
     ModelOption,
     check_load,
     find_model,
-    open_pictures,
+    open_media,
     split_question,
     start_assistant,
 )
@@ -27,7 +27,7 @@ def ask(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar='[PICTURE]... "QUESTION"',
+            metavar='[PICTURE|VIDEO]... "QUESTION"',
             help="Files, http(s)://, file:// or data: addresses, then the question; - reads it from stdin.",
             show_default=False,
         ),
@@ -43,11 +43,16 @@ def ask(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     min_pixels: MinPixelsOption = None,
     max_pixels: MaxPixelsOption = None,
+    fps: Annotated[float | None, typer.Option(help="Frames taken from a second of video; 2 when not given.")] = None,
+    max_frames: Annotated[int | None, typer.Option(help="Most frames taken from a video; 768 when not given.")] = None,
+    start: Annotated[float | None, typer.Option(help="Begin of the part of a video to look at, seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="End of the part of a video to look at, seconds.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a question about pictures, or about none."""
+    """Ask a question about pictures and videos, or about none."""
+    from qwenvl.media.sampling import VideoOptions
     from qwenvl.types import SamplingParams
 
     sources, question = split_question(arguments or [], not sys.stdin.isatty())
@@ -62,14 +67,15 @@ def ask(
     )
     check_load(dtype, device)
     found = find_model(model)
-    pictures = open_pictures(sources, min_pixels, max_pixels)
+    options = VideoOptions(fps=fps, max_frames=max_frames, video_start=start, video_end=end)
+    media = open_media(sources, min_pixels, max_pixels, options)
 
     assistant = start_assistant(found, dtype, device, min_pixels, max_pixels)
-    stream = assistant.stream(pictures, question, sampling, system=system)
+    stream = assistant.stream(media, question, sampling, system=system)
     for piece in stream:
         if not as_json:
             print(piece, end="", flush=True)
     if as_json:
-        print(json.dumps({"model": model, "pictures": sources, **stream.answer.to_dict()}, ensure_ascii=False))
+        print(json.dumps({"model": model, "media": sources, **stream.answer.to_dict()}, ensure_ascii=False))
     else:
         print()

@@ -1,4 +1,4 @@
-"""`qwenvl demo`: the whole way once, on a picture drawn this moment and on one drawn by someone else."""
+"""`qwenvl demo`: the whole way once: a picture drawn this moment, then pictures and a video drawn by someone else."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def demo(
     seed: Annotated[int | None, typer.Option(min=0, help="Draws the same picture again.")] = None,
     model: ModelOption = "demo",
 ) -> None:
-    """Draw a picture, ask about it, find what is in it; then the same with a shipped picture."""
+    """Draw a picture, ask about it, find what is in it; the same with a shipped picture, two pictures and a video."""
     found = find_model(model)
 
     import numpy as np
     from PIL import Image
 
     from qwenvl.demo.questions import describe
-    from qwenvl.demo.samples import PICTURES
+    from qwenvl.demo.samples import CLIP, PICTURES
     from qwenvl.demo.world import sample_picture
 
     out.mkdir(parents=True, exist_ok=True)
@@ -45,6 +45,10 @@ def demo(
     print(f"drawn     {describe(fresh)}")
     print("\nA picture that comes with the package:")
     _show(assistant, PICTURES / "three-shapes.png", out)
+    print("\nTwo pictures:")
+    _ask(assistant, [PICTURES / "three-shapes.png", PICTURES / "one-changed.png"], "What is different?")
+    print("\nA video:")
+    _ask(assistant, [PICTURES / CLIP], "What happens in the video?")
     print(f'\nYour turn:  qwenvl ask {path} "How many objects are there?"')
 
 
@@ -68,6 +72,15 @@ def _show(assistant: Assistant, path: Path, out: Path) -> None:
         rows.append(f"{place['label']:<18}" + " ".join(f"{number:7.1f}" for number in numbers))
     _line("boxes", rows or ["none found"])
     _line("annotated", [str(target)])
+
+
+def _ask(assistant: Assistant, paths: list[Path], question: str) -> None:
+    """Question and answer about files."""
+    answer = assistant.ask(paths, question)
+    for path in paths:
+        _line("file", [str(path)])
+    _line("question", [question])
+    _line("answer", [f"{answer.text}  ({answer.seconds:.2f} s)"])
 
 
 def _line(name: str, rows: Iterable[str]) -> None:

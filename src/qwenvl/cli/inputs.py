@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from qwenvl.cli.model_files import ModelFiles
+    from qwenvl.media import Video, VideoOptions
     from qwenvl.tasks import Assistant
 
 ModelOption = Annotated[
@@ -39,24 +41,27 @@ _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".
 
 
 def split_question(arguments: list[str], stdin_has_text: bool) -> tuple[list[str], str]:
-    """(pictures, question) of `ask`'s arguments.
+    """(pictures and videos, question) of `ask`'s arguments.
 
     The last argument is the question. "-" in its place, or no question and text waiting on stdin: read from stdin.
     Raises ValueError when there is no question, or an empty one.
     """
     pictures, question = arguments[:-1], (arguments[-1] if arguments else None)
-    if question == "-" or (stdin_has_text and (question is None or is_picture(question))):
+    if question == "-" or (stdin_has_text and (question is None or is_media(question))):
         pictures = pictures if question in ("-", None) else arguments
         question = sys.stdin.read()
-    elif question is None or is_picture(question):
+    elif question is None or is_media(question):
         raise ValueError("no question: give it as the last argument, in quotes, or on stdin")
     if not question.strip():
         raise ValueError('the question is empty: write one as the last argument, for example "What is this?"')
     return pictures, question.strip()
 
 
-def is_picture(argument: str) -> bool:
-    """Whether an argument names a picture and is no question: an address, a file, or a word that ends like one."""
+def is_media(argument: str) -> bool:
+    """Whether an argument names a picture or video and is no question: an address, a file, or a word that ends like
+    one."""
+    from qwenvl.media.kinds import VIDEO_ENDINGS
+
     if _SCHEME.match(argument):
         return True
     try:
@@ -64,20 +69,38 @@ def is_picture(argument: str) -> bool:
             return True
     except (OSError, ValueError):  # too long or not a possible name, so no file
         return False
-    return not re.search(r"\s", argument) and argument.lower().endswith(_PICTURE_ENDINGS)
+    return not re.search(r"\s", argument) and argument.lower().endswith(_PICTURE_ENDINGS + VIDEO_ENDINGS)
 
 
 def open_pictures(sources: list[str], min_pixels: int | None, max_pixels: int | None) -> list[Image]:
     """The pictures, upright RGB, checked to be of a shape that the model takes. ValueError names the wrong one."""
-    from qwenvl.media import load_image, smart_resize
+    check_limits(min_pixels, max_pixels)
+    return [_picture(source) for source in sources]
+
+
+def open_media(
+    sources: list[str], min_pixels: int | None, max_pixels: int | None, options: VideoOptions
+) -> list[Image | Video]:
+    """Pictures and videos, told apart by name, read and checked as `open_pictures` does. ValueError names the wrong
+    one, and video options without a video."""
+    from qwenvl.media import VideoOptions, read_video
+    from qwenvl.media.kinds import is_video
 
     check_limits(min_pixels, max_pixels)
-    pictures = []
-    for source in sources:
-        picture = load_image(source)
-        smart_resize(picture.height, picture.width)
-        pictures.append(picture)
-    return pictures
+    if options != VideoOptions() and not any(map(is_video, sources)):
+        raise ValueError(
+            "--fps, --max-frames, --start and --end are for videos, and there is none here: leave them out"
+        )
+    limits = replace(options, min_pixels=min_pixels, max_pixels=max_pixels)
+    return [read_video(source, limits) if is_video(source) else _picture(source) for source in sources]
+
+
+def _picture(source: str) -> Image:
+    from qwenvl.media import load_image, smart_resize
+
+    picture = load_image(source)
+    smart_resize(picture.height, picture.width)
+    return picture
 
 
 def find_model(model: str) -> ModelFiles:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from qwenvl.demo.clips import Clip, sample_clip
+from qwenvl.demo.clips import Clip, clip_video, sample_clip
 from qwenvl.demo.drawing import pick
 from qwenvl.demo.happenings import CLIP_KINDS, sample_comparison, sample_happening
 from qwenvl.demo.pairs import sample_pair
@@ -30,7 +30,7 @@ from qwenvl.demo.sights import (
     picture_spots,
 )
 from qwenvl.demo.world import MAX_THINGS, Picture, sample_foreign, sample_picture
-from qwenvl.training.data import Encoder, Sample, Turn, VideoInput
+from qwenvl.training.data import Encoder, Sample, Turn
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class World:
         kinds = list(rng.permutation([*CLIP_KINDS, pick(rng, CLIP_KINDS)]))
         asked = [x for x in (self._about(rng, clip, kind) for kind in kinds) if x is not None]
         turns = [Turn(x.question, x.answer, videos=int(i == 0)) for i, x in enumerate(asked)]
-        sample = self._encoder.encode([], turns, videos=[VideoInput(clip.frames, clip.fps)])
+        sample = self._encoder.encode([], turns, videos=[clip_video(clip)])
         return self._with_sights(sample, asked, clip_targets(clip), clip_spots(clip))
 
     def _about(self, rng: np.random.Generator, clip: Clip, kind: str) -> Exchange | None:

@@ -8,12 +8,19 @@ import numpy as np
 import torch
 
 from qwenvl.config import Qwen2_5_VLConfig
+from qwenvl.demo.clips import CLIP_MAX_PIXELS, CLIP_MIN_PIXELS
 from qwenvl.demo.lessons import World
 from qwenvl.demo.looking import Looking
 from qwenvl.demo.vocabulary import corpus, tokenizer_config, train_tokenizer
 from qwenvl.demo.world import MAX_PIXELS, MIN_PIXELS
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration
-from qwenvl.processing import ChatTemplate, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Tokenizer
+from qwenvl.processing import (
+    ChatTemplate,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Tokenizer,
+)
 from qwenvl.training.data import Encoder
 from qwenvl.training.trainer import Trainer, TrainSettings
 
@@ -22,7 +29,7 @@ SENTENCES = 20_000  # from which the vocabulary is learned
 TEXT = {
     "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096, "max_window_layers": 6, "rms_norm_eps": 1e-6,
-    "rope_theta": 20.0, "rope_scaling": {"type": "mrope", "mrope_section": [6, 9, 9]}, "tie_word_embeddings": True,
+    "rope_theta": 1000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 6, 16]}, "tie_word_embeddings": True,
     "use_sliding_window": False, "initializer_range": 0.03,
 }  # fmt: skip
 VISION = {
@@ -56,7 +63,9 @@ def demo_processor() -> Qwen2_5_VLProcessor:
     backend = train_tokenizer(corpus(np.random.default_rng(0), SENTENCES))
     template = ChatTemplate()
     tokenizer = Tokenizer(backend, tokenizer_config(backend, template.text))
-    return Qwen2_5_VLProcessor(Qwen2VLImageProcessor(MIN_PIXELS, MAX_PIXELS), tokenizer, None, template)
+    pictures = Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    videos = Qwen2VLVideoProcessor(min_pixels=CLIP_MIN_PIXELS, max_pixels=CLIP_MAX_PIXELS)
+    return Qwen2_5_VLProcessor(pictures, tokenizer, videos, template)
 
 
 def demo_trainer(settings: TrainSettings, folder: Path, seed: int) -> Trainer:

@@ -1,6 +1,7 @@
-"""The sample pictures that are shipped: drawn with plain PIL calls, not with the generator that trains the model.
+"""The sample pictures and the sample video that are shipped: drawn with plain PIL calls, not with the generator that
+trains the model.
 
-`python -m qwenvl.demo.samples FOLDER` writes them again, byte for byte with the same Pillow.
+`python -m qwenvl.demo.samples FOLDER` writes them again, pictures byte for byte with the same Pillow.
 """
 
 from __future__ import annotations
@@ -42,7 +43,31 @@ def tall_note() -> Image.Image:
     return picture.resize((150, 300), Image.Resampling.LANCZOS)
 
 
-SAMPLES = {"three-shapes.png": three_shapes, "two-circles.png": two_circles, "tall-note.png": tall_note}
+def one_changed() -> Image.Image:
+    """three_shapes with the square in yellow."""
+    picture = three_shapes()
+    ImageDraw.Draw(picture).rectangle((176, 36, 246, 106), fill=(255, 221, 0))
+    return picture
+
+
+def square_appears(frame: int) -> Image.Image:
+    """A frame of the video: a red circle moves from left to right, a blue square is there from second 3 on."""
+    picture = Image.new("RGB", (240, 180), (250, 250, 245))
+    pen = ImageDraw.Draw(picture)
+    x = 12 + round(150 * frame / (CLIP_FRAMES - 1))
+    pen.ellipse((x, 20, x + 56, 76), fill="red")
+    if frame >= 3 * CLIP_RATE:
+        pen.rectangle((150, 106, 206, 162), fill="blue")
+    return picture
+
+
+SAMPLES = {
+    "three-shapes.png": three_shapes,
+    "two-circles.png": two_circles,
+    "tall-note.png": tall_note,
+    "one-changed.png": one_changed,
+}
+CLIP, CLIP_RATE, CLIP_FRAMES = "square-appears.mp4", 12, 60  # name, frames a second, frames
 
 
 def write(folder: Path) -> list[Path]:
@@ -51,7 +76,21 @@ def write(folder: Path) -> list[Path]:
     for name, draw in SAMPLES.items():
         paths.append(folder / name)
         draw().save(paths[-1], optimize=True)
-    return paths
+    return [*paths, write_clip(folder / CLIP)]
+
+
+def write_clip(path: Path) -> Path:
+    """The sample video, H.264."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=CLIP_RATE, options={"crf": "18", "preset": "veryslow"})
+        first = square_appears(0)
+        stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
+        for i in range(CLIP_FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_image(square_appears(i))))
+        container.mux(stream.encode())
+    return path
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ from tokenizers import (
     trainers,
 )
 
-from qwenvl.demo.questions import KINDS, sample_exchange
+from qwenvl.demo.clips import sample_clip
+from qwenvl.demo.happenings import CLIP_KINDS, PAIR_KINDS, sample_comparison, sample_happening
+from qwenvl.demo.pairs import sample_pair
+from qwenvl.demo.questions import KINDS, Exchange, sample_exchange
 from qwenvl.demo.world import sample_foreign, sample_picture
 from qwenvl.processing.tokenizer import PIECES
 
@@ -75,16 +78,27 @@ def train_tokenizer(samples: Iterator[str], size: int = 960) -> Tokenizer:
 
 def corpus(rng: np.random.Generator, count: int) -> Iterator[str]:
     """Texts of `count` exchanges of all kinds as the model meets them: roles, prompt, questions, answers."""
+    kinds = (*KINDS, *CLIP_KINDS, *PAIR_KINDS)
     for i in range(count):
-        kind = KINDS[i % len(KINDS)]
-        picture = None if kind == "identity" else sample_foreign(rng) if kind == "foreign" else sample_picture(rng)
-        exchange = sample_exchange(rng, picture, kind)
-        while exchange is None:
-            exchange = sample_exchange(rng, sample_picture(rng), kind)
+        exchange = _exchange(rng, kinds[i % len(kinds)])
         # as the split sees it between control tokens
         yield f"system\n{SYSTEM_PROMPT}"
         yield f"user\n{exchange.question}"
         yield f"assistant\n{exchange.answer}"
+
+
+def _exchange(rng: np.random.Generator, kind: str) -> Exchange:
+    """A question of the kind about a fresh scene that allows it."""
+    while True:
+        if kind in PAIR_KINDS:
+            return sample_comparison(rng, sample_pair(rng), kind)
+        if kind in CLIP_KINDS:
+            found = sample_happening(rng, sample_clip(rng), kind)
+        else:
+            scene = None if kind == "identity" else sample_foreign(rng) if kind == "foreign" else sample_picture(rng)
+            found = sample_exchange(rng, scene, kind)
+        if found is not None:
+            return found
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, chat_template: str) -> None:

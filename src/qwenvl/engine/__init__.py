@@ -7,20 +7,32 @@ and Completion. Does not know: HTTP, messages, tasks, files; of the tokenizer on
     events
 
 The documented `model.generate(**inputs)` is this engine with one request a row (generate.py): there is no
-second decoding loop. One engine belongs to one thread.
+second decoding loop; beam search (beam.py) is a way to choose, over the same runner and slots. One engine belongs to
+one thread.
 """
 
 from .engine import Engine, StreamEvent
 from .generate import generate
-from .request import Request, VisionItem
+from .outputs import (
+    GenerateBeamDecoderOnlyOutput,
+    GenerateDecoderOnlyOutput,
+    GenerateOutput,
+    compute_transition_scores,
+)
+from .request import Hooks, Request, VisionItem
 from .streamers import TextIteratorStreamer, TextStreamer
 
 __all__ = [
     "Engine",
+    "GenerateBeamDecoderOnlyOutput",
+    "GenerateDecoderOnlyOutput",
+    "GenerateOutput",
+    "Hooks",
     "Request",
     "StreamEvent",
     "TextIteratorStreamer",
     "TextStreamer",
     "VisionItem",
+    "compute_transition_scores",
     "generate",
 ]

@@ -70,18 +70,13 @@ class Engine:
                 "one token a step"
             )
         config = model.config
-        banned = (
-            config.image_token_id,
-            config.video_token_id,
-            config.vision_start_token_id,
-            config.vision_end_token_id,
-        )
+        banned = vision_ids(config)
         self._tokenizer, self._skip_special = tokenizer, skip_special_tokens
         self._eos = frozenset(default_eos_ids(model) if eos_token_ids is None else eos_token_ids)
         self._runner = Runner(model)
         self._pool = SlotPool(self._runner.make_cache, max_running, capacity)
         self._scheduler = Scheduler(self._pool, token_budget)
-        self._sampler = Sampler(config.text_config.vocab_size, banned, model.device)
+        self._sampler = Sampler(config.text_config.vocab_size, banned, model.device, self._eos)
         self._live: dict[str, Request] = {}
         self._texts: dict[str, TextStream] = {}
         self._followed: dict[str, deque[StreamEvent]] = {}
@@ -104,7 +99,7 @@ class Engine:
         if self._tokenizer is not None:
             self._texts[request.id] = TextStream(self._tokenizer, request.params.stop, self._skip_special)
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
-        request.sampling = self._sampler.start(request.prompt_ids, request.params)
+        request.sampling = self._sampler.start(request.known_ids, request.params, request.hooks.process)
         self._live[request.id] = request
         length, capacity = len(request.prompt_ids), self._pool.max_capacity
         room = request.params.max_new_tokens if capacity is None else capacity - length + 1
@@ -223,10 +218,12 @@ class Engine:
             chunk.request.computed = chunk.stop
         states = [request.sampling for request in wanted if request.sampling is not None]
         draws = self._sampler.sample(logits, states)
-        where = self._runner.explain(chunks, self._pool.cache) if any(d.error for d in draws) else ""
+        damaged = any(drawn.error and drawn.damaged for drawn in draws)
+        where = self._runner.explain(chunks, self._pool.cache) if damaged else ""
         for request, drawn in zip(wanted, draws, strict=True):
             if drawn.error is not None:
-                self._fail(request, FloatingPointError(drawn.error + where))
+                fault = FloatingPointError(drawn.error + where) if drawn.damaged else ValueError(drawn.error)
+                self._fail(request, fault)
             else:
                 self._take(request, drawn)
 
@@ -235,6 +232,10 @@ class Engine:
         request.output_ids.append(drawn.token)
         if drawn.logprob is not None:
             request.output_logprobs.append(drawn.logprob)
+        if drawn.scores is not None:
+            request.output_scores.append(drawn.scores)
+        if drawn.logits is not None:
+            request.output_logits.append(drawn.logits)
         params = request.params
         is_eos = drawn.token in self._eos and not params.ignore_eos
         text = ""
@@ -245,6 +246,9 @@ class Engine:
         elif request.id in self._texts:
             text, stopped = self._texts[request.id].push(drawn.token)
             reason = "stop" if stopped else None
+        stop = request.hooks.stop
+        if reason is None and stop is not None and stop(request.output_ids, request.output_scores):
+            reason = "stop"
         if reason is None and len(request.output_ids) >= request.limit:
             reason = "length"
         if reason is not None:
@@ -276,6 +280,16 @@ class Engine:
         self._events.append(event)
         if event.request_id in self._followed:
             self._followed[event.request_id].append(event)
+
+
+def vision_ids(config: Any) -> tuple[int, ...]:
+    """Ids that are never generated: pictures cannot be written, only shown."""
+    return (
+        config.image_token_id,
+        config.video_token_id,
+        config.vision_start_token_id,
+        config.vision_end_token_id,
+    )
 
 
 def default_eos_ids(model: Any) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qwenvl.model.inputs import share_items
+
 if TYPE_CHECKING:
     from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig
 
@@ -82,24 +84,13 @@ def _share(
     patches = [t * h * w for t, h, w in shapes]
     if values is not None and values.shape[0] != sum(patches):
         raise ValueError(f"{values_name} has {values.shape[0]} patches, but {grids_name} needs {sum(patches)}")
-    shares, item, row_start = [], 0, 0
-    for i, row in enumerate(rows):
-        wanted, have, first = int((row["input_ids"] == token_id).sum()), 0, item
-        while have < wanted and item < len(shapes):
-            have += patches[item] // merge**2
-            item += 1
-        if have != wanted:
-            raise ValueError(
-                f"prompt {i} has {wanted} placeholder tokens, but rows {first} to {item} (exclusive) of "
-                f"{grids_name} account for {have}"
-            )
-        shares.append(range(first, item))
-        if item > first:
+    shares = share_items([row["input_ids"] for row in rows], token_id, grids, merge, grids_name)
+    row_start = 0
+    for row, share in zip(rows, shares, strict=True):
+        if share:
             assert values is not None
             assert grids is not None
-            row_stop = row_start + sum(patches[first:item])
-            row[values_name], row[grids_name] = values[row_start:row_stop], grids[first:item]
+            row_stop = row_start + sum(patches[share.start : share.stop])
+            row[values_name], row[grids_name] = values[row_start:row_stop], grids[share.start : share.stop]
             row_start = row_stop
-    if item != len(shapes):
-        raise ValueError(f"{grids_name} has {len(shapes)} rows, but the prompts have placeholders for {item}")
     return shares

@@ -8,7 +8,7 @@ computed again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,16 @@ class VisionItem:
     content_hash: str
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller computes itself, once a token. process(answer ids, scores [vocabulary]) -> scores, before
+    temperature; stop(answer ids, kept scores) -> whether the answer ends with the token just drawn. What they raise
+    leaves step()."""
+
+    process: Callable[[list[int], Tensor], Tensor] | None = None
+    stop: Callable[[list[int], list[Tensor]], bool] | None = None
+
+
 @dataclass(eq=False)
 class Request:
     """One prompt of L tokens and the state of its answer.
@@ -58,7 +68,8 @@ class Request:
     larger goes first; equal ones in order of arrival. computed: tokens (of prompt and answer) whose keys and
     values are in the cache. The scheduler's rule is that computed catches up with num_tokens. limit: how many
     tokens may be generated (max_new_tokens, or what the cache leaves). output_ids: everything generated, a
-    stop token included; completion() leaves that one out.
+    stop token included; completion() leaves that one out. prompt_embeds: [L, D] in place of the embeddings of
+    prompt_ids, pictures excepted; has_ids: False where prompt_ids only hold the places of such embeddings.
     """
 
     prompt_ids: list[int]
@@ -68,6 +79,9 @@ class Request:
     items: list[VisionItem] = field(default_factory=list)
     priority: int = 0
     id: str = ""
+    prompt_embeds: Tensor | None = None
+    has_ids: bool = True
+    hooks: Hooks = field(default_factory=Hooks)
 
     state: RequestState = field(default=RequestState.NEW, init=False)
     arrival: int = field(default=0, init=False)
@@ -76,6 +90,8 @@ class Request:
     limit: int = field(default=0, init=False)
     output_ids: list[int] = field(default_factory=list, init=False)
     output_logprobs: list[float] = field(default_factory=list, init=False)
+    output_scores: list[Tensor] = field(default_factory=list, init=False)
+    output_logits: list[Tensor] = field(default_factory=list, init=False)
     text: str = field(default="", init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     stopped_by_token: bool = field(default=False, init=False)
@@ -92,13 +108,14 @@ class Request:
         *,
         priority: int = 0,
         id: str = "",
+        hooks: Hooks | None = None,
     ) -> Request:
         """The request of ONE prompt as the processor gives it (split a batch with inputs.split_batch first).
 
         Read from `inputs`: input_ids [L] or [1, L] without padding, pixel_values and image_grid_thw,
-        pixel_values_videos, video_grid_thw and second_per_grid_ts. Raises ValueError when the prompt is
-        empty, an id is not in the vocabulary, or placeholders, grids and patches do not agree (with the
-        numbers).
+        pixel_values_videos, video_grid_thw and second_per_grid_ts; inputs_embeds [L, D] and has_ids. Raises
+        ValueError when the prompt is empty, an id is not in the vocabulary, or placeholders, grids and patches do not
+        agree (with the numbers).
         """
         ids = torch.as_tensor(inputs["input_ids"]).cpu()
         if ids.ndim == 2 and ids.shape[0] == 1:
@@ -136,7 +153,23 @@ class Request:
             inputs.get("second_per_grid_ts") if videos else None,
         )
         items = sorted(images + videos, key=lambda item: item.start)
-        return cls(ids.tolist(), positions, delta, params or SamplingParams(), items, priority, id)
+        return cls(
+            ids.tolist(),
+            positions,
+            delta,
+            params or SamplingParams(),
+            items,
+            priority,
+            id,
+            inputs.get("inputs_embeds"),
+            bool(inputs.get("has_ids", True)),
+            hooks or Hooks(),
+        )
+
+    @property
+    def known_ids(self) -> list[int]:
+        """The ids of the prompt that penalties look at: none where only embeddings were given."""
+        return self.prompt_ids if self.has_ids else []
 
     @property
     def num_tokens(self) -> int:

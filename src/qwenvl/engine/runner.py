@@ -100,7 +100,12 @@ class Runner:
         embeds: list[Tensor] = []
         places: list[int] = []
         for chunk in chunks:
-            for item in _items_in(chunk):
+            given = chunk.request.prompt_embeds
+            if given is not None and chunk.start < len(given):
+                part, at = self._given(chunk, given), len(ids)
+                embeds.append(part)
+                places.extend(range(at, at + len(part)))
+            for item in _items_in(chunk) if given is None else ():
                 first, last = max(item.start, chunk.start), min(item.start + item.tokens, chunk.stop)
                 embeds.append(self._embeds[item.content_hash][first - item.start : last - item.start])
                 places.extend(range(len(ids) + first - chunk.start, len(ids) + last - chunk.start))
@@ -119,6 +124,15 @@ class Runner:
             logits_index=torch.tensor(rows, dtype=torch.long, device=device),
         )
         return self._model.run(batch)
+
+    def _given(self, chunk: Chunk, prompt_embeds: Tensor) -> Tensor:
+        """The embeddings given for a chunk's prompt tokens, with its pictures put in."""
+        part = prompt_embeds[chunk.start : chunk.stop].to(self._model.device, self._model.dtype, copy=True)
+        for item in _items_in(chunk):
+            first, last = max(item.start, chunk.start), min(item.start + item.tokens, chunk.stop)
+            shown = self._embeds[item.content_hash][first - item.start : last - item.start]
+            part[first - chunk.start : last - chunk.start] = shown.to(part.dtype)
+        return part
 
 
 def _items_in(chunk: Chunk) -> list[VisionItem]:

@@ -1,19 +1,23 @@
 """Logits -> tokens, each request by its own parameters and its own random numbers.
 
-Order, for a row: vision tokens banned -> repetition penalty -> temperature -> top-k -> top-p -> min-p ->
-draw. One uniform number a token comes from the request's own generator, and rows are computed in groups of
-equal width, so that a seeded answer does not depend on which other requests share the batch.
+For a row: vision tokens banned -> what logits.py says of its parameters -> draw. One uniform number a token comes from
+the request's own generator, and rows are computed in groups of equal width, so that a seeded answer does not depend on
+which other requests share the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from qwenvl.types import SamplingParams
+
+from .logits import banned_next, column, forced_next, full_width, penalise, restrict, restricts, warp
+
+Process = Callable[[list[int], Tensor], Tensor]
 
 
 @dataclass(eq=False)
@@ -22,11 +26,15 @@ class SamplerState:
 
     generator: on the CPU, so that a seed means the same on every device; None for greedy requests.
     seen: bool [vocabulary], tokens of prompt and answer; None without a repetition penalty.
+    prompt, answer: the ids so far. process: the caller's own (answer ids, scores [vocabulary]) -> scores.
     """
 
     params: SamplingParams
     generator: torch.Generator | None
     seen: Tensor | None
+    prompt: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
+    process: Process | None = None
 
 
 @dataclass(frozen=True)
@@ -34,32 +42,67 @@ class Drawn:
     """The token of one row, or why there is none.
 
     logprob: log-softmax of the model's own logits (before bans, penalty and temperature) at the token, so
-    that a plain forward over the answer gives the same number; None unless params.logprobs.
+    that a plain forward over the answer gives the same number; None unless params.logprobs. error: why there is no
+    token; damaged: whether the model's numbers are at fault, and not what was asked. scores: the row that the
+    token was chosen from, -inf for what was cut off; logits: the model's own row; float32 [vocabulary], None unless
+    params.keep_scores and keep_logits.
     """
 
     token: int
     logprob: float | None = None
     error: str | None = None
+    damaged: bool = True
+    scores: Tensor | None = None
+    logits: Tensor | None = None
 
 
 class Sampler:
-    """Draws tokens. banned: ids that are never generated (pictures cannot be written, only shown)."""
+    """Draws tokens. banned: ids that are never generated (pictures cannot be written, only shown). ends: ids that end
+    an answer, for requests that do not ignore them."""
 
-    def __init__(self, vocab_size: int, banned: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, vocab_size: int, banned: Sequence[int], device: torch.device, ends: Collection[int] = ()
+    ) -> None:
         self._vocab_size = vocab_size
-        self._banned = torch.tensor(sorted(set(banned)), dtype=torch.long, device=device)
+        self._banned = torch.tensor(sorted(i for i in set(banned) if i < vocab_size), dtype=torch.long, device=device)
+        self._ends = frozenset(ends)
 
-    def start(self, prompt_ids: list[int], params: SamplingParams) -> SamplerState:
+    def start(self, prompt_ids: list[int], params: SamplingParams, process: Process | None = None) -> SamplerState:
         """State of a new request. Without a seed, one is drawn from torch's global generator:
         torch.manual_seed makes such answers repeatable too."""
-        generator = seen = None
+        generator = None
         if params.temperature > 0:
             seed = params.seed if params.seed is not None else int(torch.randint(2**63 - 1, ()))
             generator = torch.Generator().manual_seed(seed)
-        if params.repetition_penalty != 1:
-            seen = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._banned.device)
-            seen[torch.tensor(prompt_ids, device=seen.device)] = True
-        return SamplerState(params, generator, seen)
+        return SamplerState(params, generator, self.seen(prompt_ids, params), prompt_ids, [], process)
+
+    def seen(self, ids: Sequence[int], params: SamplingParams) -> Tensor | None:
+        """bool [vocabulary]: the ids that a repetition penalty is for; None without one."""
+        if params.repetition_penalty == 1:
+            return None
+        seen = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._banned.device)
+        seen[torch.tensor(ids, dtype=torch.long, device=seen.device)] = True
+        return seen
+
+    def process(self, scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
+        """Scores [n, vocabulary] after bans, penalties and the callers' processors, before temperature. What is given
+        is overwritten."""
+        scores.index_fill_(1, self._banned, float("-inf"))
+        rows = [row for row, state in enumerate(states) if state.seen is not None]
+        if rows:
+            index = torch.tensor(rows, device=scores.device)
+            seen = torch.stack([state.seen for state in states if state.seen is not None])
+            factor = column([states[row].params.repetition_penalty for row in rows], scores)
+            scores[index] = penalise(scores[index], seen, factor)
+        for row, state in enumerate(states):
+            params = state.params
+            if restricts(params):
+                ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._ends)}
+                banned = banned_next(state.prompt, state.answer, params, ends)
+                scores[row] = restrict(scores[row], banned, forced_next(state.answer, params))
+            if state.process is not None:
+                scores[row] = state.process(state.answer, scores[row].clone())
+        return scores
 
     def sample(self, logits: Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
         """One token for each row of logits, float32 [N, vocabulary]. A row with a value that is not finite
@@ -67,9 +110,13 @@ class Sampler:
         if not states:
             return []
         finite = torch.isfinite(logits).all(dim=-1)
-        scores = torch.where(finite.unsqueeze(1), logits, 0.0).index_fill_(1, self._banned, float("-inf"))
-        _penalise(scores, states)
-        tokens = scores.argmax(dim=-1)
+        scores = self.process(torch.where(finite.unsqueeze(1), logits, 0.0), states)
+        best, tokens = scores.max(dim=-1)
+        usable = [True] * len(states)
+        if any(state.process is not None or restricts(state.params) for state in states):
+            some_left = best > float("-inf")  # False for NaN too, which only a caller's processor makes
+            usable = some_left.tolist()
+            scores = torch.where(some_left.unsqueeze(1), scores, 0.0)
         groups: dict[tuple[int, bool], list[int]] = {}
         for row, state in enumerate(states):
             if state.generator is not None:
@@ -77,11 +124,21 @@ class Sampler:
                 groups.setdefault(key, []).append(row)
         for (top_k, nucleus), rows in groups.items():
             index = torch.tensor(rows, device=logits.device)
-            tokens[index] = _draw(scores[index], [states[row] for row in rows], top_k, nucleus)
-        return self._report(logits, tokens, finite.tolist(), states)
+            group = [states[row] for row in rows]
+            warped = warp(scores[index], [state.params for state in group], top_k, nucleus)
+            tokens[index] = _draw(warped.probs, warped.order, group)
+            if any(state.params.keep_scores for state in group):
+                scores[index] = full_width(warped, scores.shape[-1])
+        return self._report(logits, scores, tokens, finite.tolist(), usable, states)
 
     def _report(
-        self, logits: Tensor, tokens: Tensor, finite: list[bool], states: Sequence[SamplerState]
+        self,
+        logits: Tensor,
+        scores: Tensor,
+        tokens: Tensor,
+        finite: list[bool],
+        usable: list[bool],
+        states: Sequence[SamplerState],
     ) -> list[Drawn]:
         logprobs: Tensor | None = None
         if any(state.params.logprobs for state in states):
@@ -98,48 +155,29 @@ class Sampler:
                     )
                 )
                 continue
+            if not usable[row]:
+                reason = "no token may come next: the options and processors ban all of them, or one gave NaN"
+                drawn.append(Drawn(-1, error=reason, damaged=False))
+                continue
             if state.seen is not None:
                 state.seen[token] = True
-            wanted = logprobs is not None and state.params.logprobs
-            drawn.append(Drawn(token, float(logprobs[row]) if wanted and logprobs is not None else None))
+            state.answer.append(token)
+            drawn.append(
+                Drawn(
+                    token,
+                    float(logprobs[row]) if logprobs is not None and state.params.logprobs else None,
+                    scores=scores[row].clone() if state.params.keep_scores else None,
+                    logits=logits[row].clone() if state.params.keep_logits else None,
+                )
+            )
         return drawn
 
 
-def _penalise(scores: Tensor, states: Sequence[SamplerState]) -> None:
-    """Repetition penalty, in place, for the rows that have one."""
-    rows = [row for row, state in enumerate(states) if state.seen is not None]
-    if not rows:
-        return
-    index = torch.tensor(rows, device=scores.device)
-    seen = torch.stack([state.seen for state in states if state.seen is not None])
-    factor = _column([states[row].params.repetition_penalty for row in rows], scores)
-    part = scores[index]
-    scores[index] = torch.where(seen, torch.where(part > 0, part / factor, part * factor), part)
-
-
-def _draw(scores: Tensor, states: Sequence[SamplerState], top_k: int, nucleus: bool) -> Tensor:
-    """Tokens int64 [n] drawn from scores [n, vocabulary], by inversion of the cumulative distribution.
-
-    All states have this top_k (0 = off) and a generator; nucleus: whether they have a top_p below 1.
-    """
-    params = [state.params for state in states]
-    order: Tensor | None = None
-    if top_k or nucleus:
-        scores, order = scores.topk(top_k or scores.shape[-1], dim=-1)
-    scores = scores.double()
-    # Relative to the best token: temperatures as low as 1e-6 (the published ones) then cannot overflow.
-    scores = scores - scores.max(dim=-1, keepdim=True).values
-    probs = (scores / _column([p.temperature for p in params], scores)).softmax(dim=-1)
-    if nucleus:
-        before = probs.cumsum(dim=-1) - probs
-        probs = torch.where(before < _column([p.top_p for p in params], probs), probs, 0.0)
-    floor = _column([p.min_p for p in params], probs) * probs.max(dim=-1, keepdim=True).values
-    cumulative = torch.where(probs >= floor, probs, 0.0).cumsum(dim=-1)
+def _draw(probs: Tensor, order: Tensor | None, states: Sequence[SamplerState]) -> Tensor:
+    """Tokens int64 [n] drawn from probabilities [n, k] of the ids in order, by inversion of the cumulative
+    distribution. All states have a generator."""
+    cumulative = probs.cumsum(dim=-1)
     uniform = [torch.rand((), dtype=torch.float64, generator=state.generator) for state in states]
-    point = torch.stack(uniform).clamp(max=1 - 2**-40).to(scores.device).unsqueeze(1) * cumulative[:, -1:]
+    point = torch.stack(uniform).clamp(max=1 - 2**-40).to(probs.device).unsqueeze(1) * cumulative[:, -1:]
     picked = torch.searchsorted(cumulative, point, right=True)
     return (picked if order is None else order.gather(1, picked)).squeeze(1)
-
-
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)

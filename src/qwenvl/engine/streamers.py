@@ -27,10 +27,19 @@ class Streamer(Protocol):
 class TextStreamer:
     """Prints the answer to standard output while it is written.
 
-    skip_prompt: leave the prompt out. skip_special_tokens: leave control tokens such as <|im_end|> out.
+    tokenizer: a tokenizer or a processor. skip_prompt: leave the prompt out. skip_special_tokens: leave control tokens
+    such as <|im_end|> out. clean_up_tokenization_spaces: only False, as text that was shown is not changed any more.
     """
 
-    def __init__(self, tokenizer: Decoder, skip_prompt: bool = False, skip_special_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: Decoder,
+        skip_prompt: bool = False,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> None:
+        if clean_up_tokenization_spaces:
+            raise ValueError("clean_up_tokenization_spaces=True is not supported in a stream: leave it out")
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._skip_next = self._skip_prompt = skip_prompt
 
@@ -62,8 +71,9 @@ class TextIteratorStreamer(TextStreamer):
         skip_prompt: bool = False,
         timeout: float | None = None,
         skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        super().__init__(tokenizer, skip_prompt, skip_special_tokens)
+        super().__init__(tokenizer, skip_prompt, skip_special_tokens, clean_up_tokenization_spaces)
         self._pieces: Queue[str | None] = Queue()
         self._timeout = timeout
 

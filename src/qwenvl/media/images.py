@@ -11,10 +11,10 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from qwenvl.media.sources import MediaError, MediaPolicy, read_bytes, shown
+from qwenvl.media.policy import DEFAULT_POLICY, MediaError, MediaPolicy, shown
+from qwenvl.media.sources import read_bytes
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | Image.Image | np.ndarray
-DEFAULT_POLICY = MediaPolicy()
 COMMON = ("BMP", "GIF", "JPEG", "PNG", "PPM")  # known without loading every plugin
 OTHERS = ("AVIF", "ICO", "JPEG2000", "MPO", "TGA", "TIFF", "WEBP")  # no format that runs a program or a script
 

@@ -1,56 +1,28 @@
 """attend(): the one place where training, prefill, chunk and decode differ.
 
 A plan says once per forward how the sequences of a packed batch are laid out for the batched products; every layer
-then uses it. Two backends compute a batched attention with the same signature: `eager` (the reference, softmax in
-float32) and `sdpa` (torch's fused kernels).
+then uses it, with one of the backends of backends.py.
+
+A sliding window of w lets query i see the keys j <= i with i - j < w, counted in tokens of its sequence. Nothing is
+ever masked that lies wholly outside: a decode step reads the last w keys, and a prompt is computed in bands of
+queries with the keys that their windows reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from qwenvl.model.backends import Backend, Flash, backend_named, eager, sdpa, seen
 from qwenvl.types import KVView, SeqInfo
 
-Backend = Callable[[Tensor, Tensor, Tensor, bool, Tensor | None], Tensor]
+__all__ = ["Backend", "Bucket", "Plan", "attend", "backend_named", "eager", "plan", "sdpa"]
 
 PADDING_ALLOWED = 1.3  # sequences share one batched product while padding costs at most this factor in length
-
-
-def eager(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    """Reference attention. q [B, H, Q, D], k and v [B, H, K, D] -> [B, H, Q, D]; softmax in float32.
-
-    causal: query i sees the keys up to K - Q + i. mask: bool, broadcast to [B, H, Q, K], True = seen.
-    """
-    scores = (q @ k.transpose(-1, -2)).mul_(q.shape[-1] ** -0.5)  # in place: the product needs no copy of itself
-    if causal:
-        queries, keys = scores.shape[-2:]
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        scores = scores.masked_fill_(~seen, float("-inf"))
-    if mask is not None:
-        scores = scores.masked_fill_(~mask, float("-inf"))
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
-    """torch's scaled_dot_product_attention, with eager's signature."""
-    queries, keys = q.shape[-2], k.shape[-2]
-    if causal and queries != keys:
-        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
-        causal = False
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-
-
-def backend_named(name: str) -> Backend:
-    """The backend of that name, or a ValueError that lists the names."""
-    backends: dict[str, Backend] = {"eager": eager, "sdpa": sdpa}
-    if name not in backends:
-        raise ValueError(f"attn_implementation={name!r} is not known: expected one of {', '.join(backends)}")
-    return backends[name]
+BAND = 512  # least number of queries computed at once under a sliding window
 
 
 @dataclass(frozen=True)
@@ -87,11 +59,34 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Plan:
-    """Layout of a packed batch for attention: made once by plan(), used by every layer."""
+    """Layout of a packed batch for attention: made once by plan(), used by every layer. memo: what only some layers
+    or backends need, made when the first of them asks."""
 
     seq: SeqInfo
     buckets: tuple[Bucket, ...]
     decode_mask: Tensor | None = None
+    memo: dict[int, tuple[int, Tensor | None]] = field(default_factory=dict, repr=False, compare=False)
+    starts: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)
+
+    def decode_window(self, rows: tuple[int, ...], window: int, device: torch.device) -> tuple[int, Tensor | None]:
+        """(first key that any row's window reaches, bool mask [n, 1, 1, keys from there on] or None)."""
+        if window not in self.memo:
+            ends = [self.seq.k_lens[i] for i in rows]
+            first, last = max(min(ends) - window, 0), max(ends)
+            mask = None
+            if min(ends) < last:
+                place = torch.arange(first, last, device=device)
+                end = torch.tensor(ends, device=device).view(-1, 1, 1, 1)
+                mask = (place < end) & (place >= end - window)
+            self.memo[window] = (first, mask)
+        return self.memo[window]
+
+    def cumulative(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """seq's cu_q and cu_k, int32 [n + 1] on `device`."""
+        if not self.starts:
+            cu_q, cu_k = (torch.tensor(x, dtype=torch.int32, device=device) for x in (self.seq.cu_q, self.seq.cu_k))
+            self.starts.append((cu_q, cu_k))
+        return self.starts[0]
 
 
 def plan(seq: SeqInfo, device: torch.device, cached: bool = False, pad: bool = True) -> Plan:
@@ -145,30 +140,62 @@ def attend(
     causal: bool,
     kv: KVView | None = None,
     layer: int = 0,
+    window: int | None = None,
+    weights: list[Tensor] | None = None,
 ) -> Tensor:
     """Attention of packed sequences, each to itself (and to its cached past).
 
     q: [T, H, D], k and v: [T, Hkv, D] with H a multiple of Hkv. With kv the new keys and values are written first,
-    and each sequence reads all of its keys from there. Returns [T, H, D].
+    and each sequence reads all of its keys from there. window: how many keys a query sees, its own included (None:
+    all before it); only with causal. Returns [T, H, D].
+
+    weights: a list that gets the probabilities of every sequence in packed order, each [H, q_len, k_len] in the
+    dtype of q. They are computed beside the output, the eager way: asking for them changes no output.
     """
+    assert causal or window is None, "a window needs causal attention"
     if kv is not None:
         kv.write(layer, k, v)
+    if weights is not None:
+        weights.extend(_probabilities(q, k, layout.seq, kv, layer, causal, window))
+    if isinstance(backend, Flash) and kv is None:
+        backend.check(q)
+        seq = layout.seq
+        return backend.varlen(q, k, v, *layout.cumulative(q.device), seq.max_q, seq.max_k, causal, window)
     parts, places = [], []
     for bucket in layout.buckets:
+        queries = bucket.take(q)
         if kv is None:
-            out = _grouped(bucket.take(q), bucket.take(k), bucket.take(v), backend, causal, None)
+            out = _grouped(queries, bucket.take(k), bucket.take(v), backend, causal, window)
         elif bucket.length == 1:
             keys, values = kv.read_batch(layer, bucket.rows)
-            out = _decode(bucket.take(q), keys, values, backend, layout.decode_mask)
+            first, mask = 0, layout.decode_mask
+            if window is not None:
+                first, mask = layout.decode_window(bucket.rows, window, q.device)
+            out = _decode(queries, keys[:, :, first:], values[:, :, first:], backend, mask)
         else:
             keys, values = kv.read(layer, bucket.rows[0])
-            out = _grouped(bucket.take(q), keys.unsqueeze(0), values.unsqueeze(0), backend, causal, None)
+            out = _grouped(queries, keys.unsqueeze(0), values.unsqueeze(0), backend, causal, window)
         rows, place = bucket.put(out)
         parts.append(rows)
         places.append(place)
     if len(parts) == 1 and isinstance(places[0], slice):
         return parts[0]
     return _assemble(parts, places, q.shape[0], q.device)
+
+
+def _probabilities(
+    q: Tensor, k: Tensor, seq: SeqInfo, kv: KVView | None, layer: int, causal: bool, window: int | None
+) -> Iterator[Tensor]:
+    """For each sequence [H, q_len, k_len]."""
+    for i, length in enumerate(seq.q_lens):
+        start = seq.cu_q[i]
+        queries = q[start : start + length].transpose(0, 1)
+        keys = k[start : start + length].transpose(0, 1) if kv is None else kv.read(layer, i)[0]
+        keys = keys.to(q.dtype).repeat_interleave(q.shape[1] // keys.shape[0], dim=0)
+        scores = (queries @ keys.transpose(-1, -2)).mul(q.shape[-1] ** -0.5)
+        if causal:
+            scores = scores.masked_fill(~seen(length, keys.shape[1], q.device, window), float("-inf"))
+        yield scores.softmax(-1, dtype=torch.float32).to(q.dtype)
 
 
 def _assemble(parts: list[Tensor], places: list[Tensor | slice], total: int, device: torch.device) -> Tensor:
@@ -179,12 +206,38 @@ def _assemble(parts: list[Tensor], places: list[Tensor | slice], total: int, dev
     return torch.cat(parts).index_select(0, source)
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, backend: Backend, causal: bool, mask: Tensor | None) -> Tensor:
-    """Grouped-query attention by repeating the key heads: q [B, H, Q, D], k and v [B, Hkv, K, D]."""
+def _grouped(q: Tensor, k: Tensor, v: Tensor, backend: Backend, causal: bool, window: int | None) -> Tensor:
+    """Grouped-query attention: q [B, H, Q, D], k and v [B, Hkv, K, D] -> [B, H, Q, D]."""
+    if isinstance(backend, Flash):
+        return _flash_one(q, k, v, backend, causal, window)
     group = q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    return backend(q, k, v, causal, mask)
+    if window is None or window >= k.shape[2]:
+        return backend(q, k, v, causal, None)
+    return _bands(q, k, v, backend, window)
+
+
+def _bands(q: Tensor, k: Tensor, v: Tensor, backend: Backend, window: int) -> Tensor:
+    """Causal attention under a sliding window: memory is that of one band, whatever the length."""
+    queries, keys = q.shape[2], k.shape[2]
+    size, offset, parts = max(window, BAND), keys - queries, []
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        first, last = max(offset + start - window + 1, 0), offset + stop
+        mask = seen(stop - start, last - first, q.device, window)
+        parts.append(backend(q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last], False, mask))
+    return torch.cat(parts, dim=2)
+
+
+def _flash_one(q: Tensor, k: Tensor, v: Tensor, backend: Flash, causal: bool, window: int | None) -> Tensor:
+    """The packed kernel on one sequence [1, H, L, D], whose cached keys it reads where they lie."""
+    backend.check(q)
+    queries, keys = q.shape[2], k.shape[2]
+    cu_q, cu_k = (torch.tensor([0, length], dtype=torch.int32, device=q.device) for length in (queries, keys))
+    packed_q, packed_k, packed_v = (x[0].transpose(0, 1) for x in (q, k.to(q.dtype), v.to(q.dtype)))
+    out = backend.varlen(packed_q, packed_k, packed_v, cu_q, cu_k, queries, keys, causal, window)
+    return out.transpose(0, 1).unsqueeze(0)
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, backend: Backend, mask: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ is new in slot 1 with a prompt of 3: `cache.view(slots=[0, 1], cached=[5, 0], ne
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +32,7 @@ class SlotCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (slots, config.num_key_value_heads, capacity, config.head_dim)
+        self._config = config
         self.slots, self.capacity = slots, capacity
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
@@ -55,6 +57,21 @@ class SlotCache:
         """Copy the first `length` tokens of one slot into another (several answers to one prompt)."""
         for store in (*self.keys, *self.values):
             store[target, :, :length] = store[source, :, :length]
+
+    def resized(self, slots: int, capacity: int) -> SlotCache:
+        """A cache with at least as many slots and as much room, that holds the same."""
+        new = SlotCache(self._config, slots, capacity, self.keys[0].dtype, self.keys[0].device)
+        for source, target in zip((*self.keys, *self.values), (*new.keys, *new.values), strict=True):
+            target[: self.slots, :, : self.capacity] = source
+        return new
+
+    def selected(self, slots: Tensor) -> SlotCache:
+        """A cache with the content of `slots`, int64 [n], in that order."""
+        new = copy(self)
+        new.slots = len(slots)
+        new.keys = [store.index_select(0, slots) for store in self.keys]
+        new.values = [store.index_select(0, slots) for store in self.values]
+        return new
 
 
 class SlotView:

@@ -1,12 +1,15 @@
-"""The parts both towers are built from: norms, MLPs. Names are the checkpoint's."""
+"""The parts both towers are built from: norms, MLPs, gradient checkpointing. Names are the checkpoint's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -20,6 +23,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": quick_gelu,
 }
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Gradient checkpointing: call a block so that its activations are not kept but computed again for the backward
+    pass (Chen et al. 2016). options: those of torch.utils.checkpoint.checkpoint."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, block: nn.Module, *inputs: Any) -> Tensor:
+        out = checkpoint(block, *inputs, **{"use_reentrant": False, **self.options})
+        assert isinstance(out, Tensor)
+        return out
 
 
 class RMSNorm(nn.Module):

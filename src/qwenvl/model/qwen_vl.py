@@ -1,65 +1,70 @@
-"""The documented model classes: one vision path, one text path, and the documented forward() around them."""
+"""The documented models with their head: one vision path, one text path, and the documented forward() around them."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig
-from qwenvl.model.attention import backend_named
-from qwenvl.model.outputs import CausalLMOutput
-from qwenvl.model.rope import mrope_positions
+from qwenvl.model.bare import BareModel, Qwen2_5_VLModel, Qwen2VLModel
+from qwenvl.model.base import PreTrained
+from qwenvl.model.forward import Asked, unpad
+from qwenvl.model.inputs import Media
+from qwenvl.model.outputs import BaseModelOutputWithPooling, Qwen2_5_VLCausalLMOutputWithPast
+from qwenvl.model.padding import Padded
+from qwenvl.model.past import PastKeyValues
 from qwenvl.model.text import TextModel, init_weights
 from qwenvl.model.vision import VisionTower
-from qwenvl.types import PackedBatch, SeqInfo
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from qwenvl.types import PackedBatch
 
 IGNORED_LABEL = -100
 
 
-class QwenVLModel(nn.Module):
-    """The two towers under their checkpoint names: `visual` and `language_model`."""
-
-    def __init__(self, config: Qwen2_5_VLConfig | Qwen2VLConfig, attn_implementation: str) -> None:
-        super().__init__()
-        backend = backend_named(attn_implementation)
-        self.visual = VisionTower(config.vision_config, backend)
-        self.language_model = TextModel(config.text_config, backend)
-
-
-class _ForConditionalGeneration(nn.Module):
+class _ForConditionalGeneration(PreTrained):
     """Both families; they differ by the data in their config."""
 
-    config: Any
-    generation_config: Any = None
+    model_class: ClassVar[type[BareModel]]
 
     def __init__(self, config: Any, attn_implementation: str = "sdpa") -> None:
         super().__init__()
-        self.config = config
+        from qwenvl.checkpoint.generation_config import GenerationConfig
+
+        self._take_config(config)
+        self.generation_config = GenerationConfig()
         self.attn_implementation = attn_implementation
-        self.model = QwenVLModel(config, attn_implementation)
+        self.model = self.model_class(config, attn_implementation, fill=False)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         init_weights(self, config.text_config.initializer_range)
         self.tie_weights()
 
+    @property
+    def text(self) -> TextModel:
+        return self.model.language_model
+
+    @property
+    def language_model(self) -> TextModel:
+        return self.model.language_model
+
+    @property
+    def visual(self) -> VisionTower:
+        return self.model.visual
+
     def tie_weights(self) -> None:
         """Share the embedding with the head where the config says so."""
         if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.language_model.embed_tokens.weight
+            self.lm_head.weight = self.text.embed_tokens.weight
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.language_model.norm.weight.dtype
+    def get_output_embeddings(self) -> nn.Linear:
+        """The head."""
+        return self.lm_head
 
-    @property
-    def device(self) -> torch.device:
-        return self.model.language_model.norm.weight.device
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the head."""
+        self.lm_head = new_embeddings
 
     def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Vision tokens of pictures or videos: pixel_values [P, 1176] float, grid_thw int64 [n, 3] in patches ->
@@ -72,12 +77,7 @@ class _ForConditionalGeneration(nn.Module):
 
     def hidden(self, batch: PackedBatch, rows: Tensor | None = None) -> Tensor:
         """Hidden states [N, D] after the last norm; run() without the head."""
-        text = self.model.language_model
-        embeds = text.embed_tokens(batch.token_ids) if batch.inputs_embeds is None else batch.inputs_embeds
-        if batch.vision_embeds is not None:
-            assert batch.vision_index is not None
-            embeds = embeds.index_copy(0, batch.vision_index, batch.vision_embeds.to(embeds.dtype))
-        return text(embeds, batch.positions, batch.seq, batch.kv, rows)
+        return self.text.hidden(batch, rows)
 
     def head(self, hidden: Tensor) -> Tensor:
         """[N, D] -> float32 logits [N, vocabulary]."""
@@ -88,157 +88,135 @@ class _ForConditionalGeneration(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        past_key_values: PastKeyValues | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
+        rope_deltas: Tensor | None = None,
+        cache_position: Tensor | None = None,
         second_per_grid_ts: Tensor | Sequence[float] | None = None,
         logits_to_keep: int | Tensor = 0,
-        return_dict: bool = True,
-    ) -> CausalLMOutput | tuple[Tensor, ...]:
+        mm_token_type_ids: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> Qwen2_5_VLCausalLMOutputWithPast | tuple[Any, ...]:
         """The documented forward of one padded batch: unpad, positions, encode_vision, run, pad again.
 
-        input_ids int64 [B, S]; attention_mask 1 = token, 0 = padding [B, S]; position_ids int64 [3, B, S];
-        labels int64 [B, S] with -100 ignored (the loss predicts token i + 1 at i); pixel_values [P, 1176] with
-        image_grid_thw [n, 3] in patches (videos likewise); logits_to_keep: the last k columns, or the columns of a
-        1-D tensor, 0 = all. Logits at padding are zero.
-        Raises ValueError when placeholders, grids and pixels do not agree.
+        input_ids: int64 [B, S]. attention_mask: 1 = token, 0 = padding, [B, S]; with a cache [B, cached + S].
+        position_ids: int64 [3, B, S] (time, height, width), or [B, S] for all three; computed when left out.
+        past_key_values: what an earlier forward returned; it is extended in place, and input_ids holds only the
+            tokens that are not in it. cache_position [S] is not needed, and checked.
+        inputs_embeds: [B, S, D] in place of the embeddings of input_ids; alone, or beside them.
+        labels: int64 [B, S], -100 is ignored; the loss is the mean cross entropy of token i + 1 at i, or the sum over
+            num_items_in_batch.
+        use_cache: return past_key_values (config.use_cache; in training only when asked for).
+        pixel_values: float [P, 1176] with image_grid_thw int64 [n, 3] in patches; videos likewise, with
+            second_per_grid_ts, the seconds of a grid step of each video (1.0).
+        rope_deltas: [B], the position of the next token - tokens so far; in place of the one in the cache, or beside
+            position_ids. logits_to_keep: the last k columns, or the columns of a 1-D tensor, 0 = all.
+        mm_token_type_ids: [B, S], checked only.
+        Raises ValueError when the arguments do not agree.
         """
-        if input_ids is None:
-            raise ValueError("input_ids is None: give the token ids (inputs_embeds alone is not supported yet)")
-        shape = input_ids.shape
-        mask = (
-            torch.ones(shape, dtype=torch.bool, device=input_ids.device)
-            if attention_mask is None
-            else attention_mask.bool()
+        asked = Asked(use_cache, output_attentions, output_hidden_states, return_dict)
+        given = unpad(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, cache_position)
+        media = Media(
+            pixel_values, pixel_values_videos, image_grid_thw, video_grid_thw, second_per_grid_ts, mm_token_type_ids
         )
-        packed = input_ids[mask]
-        positions, deltas = self._positions(input_ids, mask, image_grid_thw, video_grid_thw, second_per_grid_ts)
-        if position_ids is not None:
-            positions = position_ids[:, mask]
-        embeds, index = self._vision(packed, pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
-        batch = PackedBatch(
-            packed,
-            positions,
-            SeqInfo.from_lengths(mask.sum(-1).tolist()),
-            vision_embeds=embeds,
-            vision_index=index,
-            inputs_embeds=None if inputs_embeds is None else inputs_embeds[mask],
+        columns = _kept_columns(logits_to_keep, given.layout.mask)
+        if labels is not None and labels.shape != given.layout.mask.shape:
+            raise ValueError(f"labels has shape {tuple(labels.shape)}: expected {tuple(given.layout.mask.shape)}")
+        done = self.model.compute(given, media, asked, rope_deltas)
+        output = Qwen2_5_VLCausalLMOutputWithPast(
+            None if labels is None else self._loss(done.hidden, labels, done.layout.mask, num_items_in_batch),
+            self._logits(done.hidden, done.layout, columns),
+            done.past,
+            done.hidden_states,
+            done.attentions,
+            done.rope_deltas,
         )
-        kept = torch.arange(shape[1], device=mask.device)
-        kept = kept[-logits_to_keep:] if isinstance(logits_to_keep, int) else kept[logits_to_keep]
-        hidden = self.hidden(batch)
-        places = torch.zeros(shape, dtype=torch.long, device=mask.device)
-        places[mask] = torch.arange(len(packed), device=mask.device)
-        wanted = mask[:, kept]
-        rows = self.head(hidden[places[:, kept][wanted]])
-        logits = rows.new_zeros(*wanted.shape, rows.shape[-1]).masked_scatter(wanted.unsqueeze(-1), rows)
-        loss = None if labels is None else self._loss(hidden, labels, mask)
-        output = CausalLMOutput(logits, loss, deltas)
-        return output if return_dict else output.to_tuple()
+        return output if asked.on("return_dict", self.config, True) else output.to_tuple()
 
-    def _positions(
-        self, input_ids: Tensor, mask: Tensor, images: Tensor | None, videos: Tensor | None, seconds: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Positions of all rows, packed [3, T], and deltas [B, 1]; the grids are shared out by placeholder runs."""
-        rows = [row[keep] for row, keep in zip(input_ids, mask, strict=True)]
-        shares = [
-            self._share(rows, self.config.image_token_id, images),
-            self._share(rows, self.config.video_token_id, videos),
-        ]
-        columns, deltas, first_video = [], [], 0
-        for i, row in enumerate(rows):
-            mine = shares[1][i]
-            times = None if seconds is None or mine is None else list(seconds)[first_video : first_video + len(mine)]
-            first_video += 0 if mine is None else len(mine)
-            found, delta = mrope_positions(row, self.config, shares[0][i], mine, times)
-            columns.append(found)
-            deltas.append(delta)
-        return torch.cat(columns, 1), torch.tensor(deltas, device=input_ids.device).unsqueeze(1)
+    def _logits(self, hidden: Tensor, layout: Padded, columns: Tensor) -> Tensor:
+        """Hidden states [T, D] -> logits [B, n, vocabulary] of the columns wanted, zero at padding."""
+        places = layout.pad(torch.arange(len(hidden), device=hidden.device))[:, columns]
+        wanted = layout.mask[:, columns]
+        rows = self.head(hidden[places[wanted]])
+        return rows.new_zeros(*wanted.shape, rows.shape[-1]).masked_scatter(wanted.unsqueeze(-1), rows)
 
-    def _share(self, rows: list[Tensor], token: int, grids: Tensor | None) -> list[Tensor | None]:
-        """Which of the grids belong to which row: as many as its placeholder tokens account for."""
-        merge = self.config.vision_config.spatial_merge_size**2
-        sizes = [] if grids is None else (grids.prod(-1) // merge).tolist()
-        shares, first = [], 0
-        for row in rows:
-            left, last = int((row == token).sum()), first
-            while left > 0 and last < len(sizes):
-                left, last = left - sizes[last], last + 1
-            if left != 0:
-                raise ValueError(
-                    f"placeholder tokens {token} and grids do not match: {sum(int((r == token).sum()) for r in rows)} "
-                    f"tokens in the batch, grids of {sizes} tokens"
-                )
-            shares.append(None if grids is None else grids[first:last])
-            first = last
-        if first != len(sizes):
-            raise ValueError(f"{len(sizes)} grids were given, the prompts have placeholders for {first}")
-        return shares
-
-    def _vision(
-        self,
-        packed: Tensor,
-        images: Tensor | None,
-        image_grid: Tensor | None,
-        videos: Tensor | None,
-        video_grid: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Embeddings [V, D] of all items and the packed places [V] that they take."""
-        parts, places = [], []
-        for name, pixels, grid, token in (
-            ("image", images, image_grid, self.config.image_token_id),
-            ("video", videos, video_grid, self.config.video_token_id),
-        ):
-            if (pixels is None) != (grid is None):
-                raise ValueError(f"{name} pixel values and {name}_grid_thw belong together: one of them is missing")
-            if pixels is None or grid is None:
-                continue
-            parts.append(self.encode_vision(pixels, grid))
-            places.append((packed == token).nonzero().squeeze(1))
-            if len(places[-1]) != len(parts[-1]):
-                raise ValueError(
-                    f"{len(places[-1])} {name} tokens in the prompt, {len(parts[-1])} {name} embeddings from the tower"
-                )
-        return (torch.cat(parts), torch.cat(places)) if parts else (None, None)
-
-    def _loss(self, hidden: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Mean cross entropy of the next token; rows whose label is -100 cost nothing."""
+    def _loss(self, hidden: Tensor, labels: Tensor, mask: Tensor, items: int | Tensor | None) -> Tensor:
+        """Cross entropy of the next token; tokens whose label is -100 cost nothing."""
         following = torch.full_like(labels, IGNORED_LABEL)
         following[:, :-1] = labels[:, 1:]
         following = following[mask]
         rows = (following != IGNORED_LABEL).nonzero().squeeze(1)
-        return F.cross_entropy(self.head(hidden[rows]), following[rows])
+        logits = self.head(hidden[rows])
+        if items is None:
+            return F.cross_entropy(logits, following[rows])
+        return F.cross_entropy(logits, following[rows], reduction="sum") / torch.as_tensor(items, device=logits.device)
 
-    @classmethod
-    def from_pretrained(cls, model: str | Path, **options: Any) -> Self:
-        """The model of a folder or hub id with its weights; options as checkpoint.load.load_model takes them."""
-        from qwenvl.checkpoint.load import load_pretrained
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Tensor) -> BaseModelOutputWithPooling:
+        """See BareModel.get_image_features."""
+        return self.model.get_image_features(pixel_values, image_grid_thw)
 
-        return load_pretrained(cls, model, **options)
+    def get_video_features(self, pixel_values_videos: Tensor, video_grid_thw: Tensor) -> BaseModelOutputWithPooling:
+        """See BareModel.get_video_features."""
+        return self.model.get_video_features(pixel_values_videos, video_grid_thw)
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write config and safetensors into `folder` (checkpoint.save.save_model)."""
-        from qwenvl.checkpoint.save import save_model
+    def get_rope_index(self, input_ids: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """See BareModel.get_rope_index."""
+        return self.model.get_rope_index(input_ids, *arguments, **named)
 
-        save_model(self, folder, **options)
-
-    def generate(self, input_ids: Tensor | None = None, **options: Any) -> Tensor:
-        """The documented generate(): prompt + new tokens, int64 [B, S + new] (engine.generate)."""
+    def generate(self, input_ids: Tensor | None = None, **options: Any) -> Any:
+        """The documented generate(): prompt + new tokens, int64 [B, S + new], or a GenerateDecoderOnlyOutput with
+        return_dict_in_generate=True (engine.generate)."""
         from qwenvl.engine.generate import generate
 
         return generate(self, input_ids, **options)
 
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score of each generated token (engine.compute_transition_scores)."""
+        from qwenvl.engine.outputs import compute_transition_scores
+
+        return compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
+
 
 class Qwen2_5_VLForConditionalGeneration(_ForConditionalGeneration):
-    """Qwen2.5-VL (3B, 7B, 32B, 72B and any size its config describes)."""
+    """Qwen2.5-VL (3B, 7B, 32B, 72B and any size its config describes). Built from a config it has random weights."""
 
     config: Qwen2_5_VLConfig
+    config_class: ClassVar[type] = Qwen2_5_VLConfig
+    model_class: ClassVar[type[BareModel]] = Qwen2_5_VLModel
 
 
 class Qwen2VLForConditionalGeneration(_ForConditionalGeneration):
-    """Qwen2-VL (2B, 7B, 72B, QvQ)."""
+    """Qwen2-VL (2B, 7B, 72B, QvQ). Built from a config it has random weights."""
 
     config: Qwen2VLConfig
+    config_class: ClassVar[type] = Qwen2VLConfig
+    model_class: ClassVar[type[BareModel]] = Qwen2VLModel
+
+
+def _kept_columns(logits_to_keep: int | Tensor, mask: Tensor) -> Tensor:
+    """The columns whose logits are wanted, int64 [n]."""
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    if isinstance(logits_to_keep, int):
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep={logits_to_keep} is not valid: expected 0 (all) or how many columns")
+        return columns[-logits_to_keep:]
+    if logits_to_keep.ndim != 1:
+        raise ValueError(
+            f"logits_to_keep has shape {tuple(logits_to_keep.shape)}: expected a number or the columns, 1-D"
+        )
+    return columns[logits_to_keep.to(mask.device)]

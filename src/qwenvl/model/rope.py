@@ -99,18 +99,27 @@ def _grid_positions(grid: list[int], merge: int, step: float) -> Tensor:
     )
 
 
-def text_rotation(positions: Tensor, head_dim: int, theta: float, sections: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [T, 1, head_dim / 2], of M-RoPE.
+def inverse_frequencies(size: int, theta: float, device: torch.device | None = None) -> Tensor:
+    """Angle per position of the size / 2 frequencies of a head of `size`, float32."""
+    return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size))
 
-    positions: int64 [3, T]. The head_dim / 2 frequencies are shared out: the first sections[0] turn with time, the
-    next sections[1] with height, the rest with width.
+
+def turn(positions: Tensor, inverse: Tensor, sections: tuple[int, ...], scaling: float = 1.0) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [T, 1, head_dim / 2], times `scaling`.
+
+    positions: int64 [3, T]. inverse: [head_dim / 2], or [T, head_dim / 2] of each token: shared out, the first
+    sections[0] turn with time, the next sections[1] with height, the rest with width.
     """
-    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim)
-    row = torch.repeat_interleave(
-        torch.arange(len(sections), device=positions.device), torch.tensor(sections, device=positions.device)
-    )
+    device = positions.device
+    row = torch.repeat_interleave(torch.arange(len(sections), device=device), torch.tensor(sections, device=device))
     angles = positions[row].T.to(torch.float32) * inverse
-    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    return (cos, sin) if scaling == 1.0 else (cos * scaling, sin * scaling)
+
+
+def text_rotation(positions: Tensor, head_dim: int, theta: float, sections: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """turn() without a rotary scaling."""
+    return turn(positions, inverse_frequencies(head_dim, theta, positions.device), sections)
 
 
 def vision_rotation(coordinates: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
@@ -118,8 +127,7 @@ def vision_rotation(coordinates: Tensor, head_dim: int, theta: float = 10000.0) 
 
     The first half of the frequencies turns with the row, the second with the column.
     """
-    half = head_dim // 2
-    inverse = theta ** (-torch.arange(0, half, 2, dtype=torch.float32, device=coordinates.device) / half)
+    inverse = inverse_frequencies(head_dim // 2, theta, coordinates.device)
     angles = (coordinates.to(torch.float32).unsqueeze(-1) * inverse).flatten(1)
     return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
 

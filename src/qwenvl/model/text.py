@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLTextConfig, Qwen2VLTextConfig
 from qwenvl.model.attention import Backend, Plan, attend, plan
-from qwenvl.model.layers import GatedMLP, RMSNorm
-from qwenvl.model.rope import rotate, text_rotation
-from qwenvl.types import KVView, SeqInfo
+from qwenvl.model.layers import GatedMLP, Recompute, RMSNorm
+from qwenvl.model.rope import rotate
+from qwenvl.model.rope_types import packed_rotation
+from qwenvl.types import KVView, PackedBatch
 
 TextConfig = Qwen2_5_VLTextConfig | Qwen2VLTextConfig
+
+
+@dataclass
+class Trace:
+    """What a caller wants to see of the inside; a list that is None is not filled and costs nothing.
+
+    hidden_states: the embeddings, what each layer but the last gives, and the last after the norm; each [T, D].
+    attentions: per layer a list with the probabilities of every sequence, each [H, q_len, k_len].
+    """
+
+    hidden_states: list[Tensor] | None = None
+    attentions: list[list[Tensor]] | None = None
 
 
 class TextAttention(nn.Module):
@@ -19,6 +34,7 @@ class TextAttention(nn.Module):
     def __init__(self, config: TextConfig, layer: int, backend: Backend) -> None:
         super().__init__()
         self._layer, self._head, self._backend = layer, config.head_dim, backend
+        self._window = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
         heads, kv_heads = (
             config.num_attention_heads * config.head_dim,
             config.num_key_value_heads * config.head_dim,
@@ -28,11 +44,31 @@ class TextAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_heads)
         self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layout: Plan, kv: KVView | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        layout: Plan,
+        kv: KVView | None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """`weights`: a list to put the attention probabilities of each sequence into."""
         q, k, v = (f(x).unflatten(-1, (-1, self._head)) for f in (self.q_proj, self.k_proj, self.v_proj))
         rotation = (rotation[0].to(q.dtype), rotation[1].to(q.dtype))
         q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.o_proj(attend(q, k, v, layout, self._backend, causal=True, kv=kv, layer=self._layer).flatten(1))
+        out = attend(
+            q,
+            k,
+            v,
+            layout,
+            self._backend,
+            causal=True,
+            kv=kv,
+            layer=self._layer,
+            window=self._window,
+            weights=weights,
+        )
+        return self.o_proj(out.flatten(1))
 
 
 class TextLayer(nn.Module):
@@ -43,42 +79,59 @@ class TextLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layout: Plan, kv: KVView | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, layout, kv)
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        layout: Plan,
+        kv: KVView | None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, layout, kv, weights)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class TextModel(nn.Module):
-    """Embeddings [T, D] and positions [3, T] -> hidden states [T, D] after the last norm."""
+    """A packed batch -> hidden states [T, D] after the last norm."""
+
+    recompute: Recompute | None = None  # gradient checkpointing, when it is on
 
     def __init__(self, config: TextConfig, backend: Backend) -> None:
         super().__init__()
-        if config.use_sliding_window:
-            raise ValueError("use_sliding_window=True is not supported yet: set it to False")
-        kind = (config.rope_scaling or {}).get("rope_type", (config.rope_scaling or {}).get("type", "default"))
-        if kind not in ("default", "mrope"):
-            raise ValueError(f"rope_type {kind!r} is not supported yet: expected default (M-RoPE)")
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(TextLayer(config, i, backend) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        seq: SeqInfo,
-        kv: KVView | None = None,
-        rows: Tensor | None = None,
-    ) -> Tensor:
-        """`rows`: int64 [N], only these leave the last norm (None = all)."""
-        config = self.config
-        rotation = text_rotation(positions, config.head_dim, config.rope_theta, config.mrope_section)
-        layout = plan(seq, embeds.device, cached=kv is not None)
-        x = embeds
+    def hidden(self, batch: PackedBatch, rows: Tensor | None = None, trace: Trace | None = None) -> Tensor:
+        """`rows`: int64 [N], only these leave the last norm (None = all T). `trace`: what to note on the way."""
+        config, positions, seq, kv = self.config, batch.positions, batch.seq, batch.kv
+        trace = trace or Trace()
+        x = self._embed(batch)
+        rotation = packed_rotation(positions, config, seq.q_lens, batch.reach)
+        layout = plan(seq, x.device, cached=kv is not None)
         for layer in self.layers:
-            x = layer(x, rotation, layout, kv)
-        return self.norm(x if rows is None else x.index_select(0, rows))
+            if trace.hidden_states is not None:
+                trace.hidden_states.append(x)
+            weights: list[Tensor] | None = None
+            if trace.attentions is not None:
+                trace.attentions.append(weights := [])
+            if self.recompute is not None and self.training:
+                x = self.recompute(layer, x, rotation, layout, kv, weights)
+            else:
+                x = layer(x, rotation, layout, kv, weights)
+        x = self.norm(x if rows is None else x.index_select(0, rows))
+        if trace.hidden_states is not None:
+            trace.hidden_states.append(x)
+        return x
+
+    def _embed(self, batch: PackedBatch) -> Tensor:
+        """[T, D], vision tokens in their places."""
+        embeds = self.embed_tokens(batch.token_ids) if batch.inputs_embeds is None else batch.inputs_embeds
+        if batch.vision_embeds is None:
+            return embeds
+        assert batch.vision_index is not None
+        return embeds.index_copy(0, batch.vision_index, batch.vision_embeds.to(embeds.dtype))
 
 
 def init_weights(module: nn.Module, std: float) -> None:

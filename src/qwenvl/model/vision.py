@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLVisionConfig, Qwen2VLVisionConfig
 from qwenvl.model.attention import Backend, Plan, attend, plan
-from qwenvl.model.layers import GatedMLP, PlainMLP, norm_named
+from qwenvl.model.layers import GatedMLP, PlainMLP, Recompute, norm_named
 from qwenvl.model.rope import rotate, vision_rotation
 from qwenvl.types import SeqInfo
 
@@ -141,6 +141,8 @@ class PatchMerger(nn.Module):
 class VisionTower(nn.Module):
     """Pixels [P, channels * temporal * 14 * 14] and grids [n, 3] -> embeddings [V, out_width], V = P / 4."""
 
+    recompute: Recompute | None = None  # gradient checkpointing, when it is on
+
     def __init__(self, config: VisionConfig, backend: Backend) -> None:
         super().__init__()
         self.config = config
@@ -174,7 +176,10 @@ class VisionTower(nn.Module):
                 )
         x = _cells(x, orders[0].index, merge)
         for block, order, following in zip(self.blocks, orders, [*orders[1:], orders[-1]], strict=True):
-            x = block(x, rotations[id(order)], order.layout)
+            if self.recompute is not None and self.training:
+                x = self.recompute(block, x, rotations[id(order)], order.layout)
+            else:
+                x = block(x, rotations[id(order)], order.layout)
             if following is not order:
                 x = _cells(x, _places(order.index)[following.index], merge)
         return self.merger(x)[_places(orders[-1].index)]

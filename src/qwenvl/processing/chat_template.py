@@ -71,6 +71,9 @@ BUILT_IN = """\
 """
 
 
+ENDS = range(0x100000, 0x10FFFE)  # private-use characters that guard.py does not use
+
+
 def _fail(message: str) -> NoReturn:
     raise TemplateError(message)
 
@@ -83,11 +86,16 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-class ChatTemplate:
-    """A template's text, rendered on demand. text None: the built-in one."""
+class ChatTemplate(str):
+    """A template's text, rendered on demand. Built from None: the built-in one."""
 
-    def __init__(self, text: str | None = None) -> None:
-        self.text = text or BUILT_IN
+    def __new__(cls, text: str | None = None) -> Self:
+        return super().__new__(cls, text or BUILT_IN)
+
+    @property
+    def text(self) -> str:
+        """The text as a plain string."""
+        return str.__str__(self)
 
     @classmethod
     def from_folder(cls, folder: Path, tokenizer_template: str | None = None) -> Self:
@@ -115,24 +123,53 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         add_vision_id: bool = False,
         tools: list[dict[str, Any]] | None = None,
+        continue_final_message: bool = False,
     ) -> str:
         """The prompt text of one conversation.
 
         messages: {"role", "content"} with content a string or a list of items (type text, image or video).
         add_vision_id: "Picture N: " and "Video N: " before each. tools: function schemas. Where there are tools, calls
-        or results, a template that does not know them is replaced by the built-in one. Raises ValueError when there is
-        nothing to render, or the template does not know add_vision_id.
+        or results, a template that does not know them is replaced by the built-in one. continue_final_message: the
+        prompt ends with the last message's text, for the model to go on with. Raises ValueError when there is nothing
+        to render, or the template does not know add_vision_id.
         """
         if not messages:
             raise ValueError("the conversation is empty: expected at least one message")
-        if add_vision_id and "add_vision_id" not in self.text:
+        if add_vision_id and "add_vision_id" not in self:
             raise ValueError("add_vision_id=True has no effect: the checkpoint's chat template does not know it")
+        if continue_final_message:
+            if add_generation_prompt:
+                raise ValueError("continue_final_message and add_generation_prompt exclude each other: give one")
+            marked, mark = _with_mark(messages)
+            text, found, _ = self.render(marked, False, add_vision_id, tools).rpartition(mark)
+            if not found:
+                raise ValueError("continue_final_message: the chat template does not write the last message's text")
+            return text
         calls = any(message.get("role") == "tool" or message.get("tool_calls") for message in messages)
-        if (tools and "tools" not in self.text) or (calls and "tool_call" not in self.text):
+        if (tools and "tools" not in self) or (calls and "tool_call" not in self):
             return ChatTemplate().render(messages, add_generation_prompt, add_vision_id, tools)
         try:
-            return self._compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, add_vision_id=add_vision_id, tools=tools
+            return str(
+                self._compiled.render(
+                    messages=messages,
+                    add_generation_prompt=add_generation_prompt,
+                    add_vision_id=add_vision_id,
+                    tools=tools,
+                )
             )
-        except (TemplateError, TypeError) as error:
+        except (TemplateError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"the chat template cannot render this conversation: {error}") from None
+
+
+def _with_mark(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """(messages whose last text ends with a mark that nothing else holds, the mark)."""
+    last = messages[-1]
+    content = last.get("content")
+    mark = next(c for c in map(chr, ENDS) if c not in json.dumps(messages, ensure_ascii=False, default=str))
+    if isinstance(content, str) and content:
+        marked: Any = content + mark
+    elif isinstance(content, list) and content and isinstance(content[-1].get("text"), str):
+        marked = [*content[:-1], {**content[-1], "text": content[-1]["text"] + mark}]
+    else:
+        raise ValueError("continue_final_message: the last message does not end with text that could be continued")
+    return [*messages[:-1], {**last, "content": marked}], mark

@@ -187,20 +187,29 @@ class Tokenizer:
         padding: bool | str = True,
         padding_side: str | None = None,
         return_tensors: str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
     ) -> dict[str, Any]:
-        """input_ids and attention_mask of rows; padding=True (or "longest") fills up to the longest row on
-        `padding_side` (default: the tokenizer's). return_tensors: None (lists) or "pt" (int64 [B, S])."""
+        """input_ids and attention_mask of rows; padding=True (or "longest") fills up to the longest row, "max_length"
+        to max_length, on `padding_side` (default: the tokenizer's), and on to a multiple where one is given. Nothing
+        is ever cut: ValueError for a row above max_length. return_tensors: None (lists) or "pt" (int64 [B, S])."""
         side = padding_side or self.padding_side
         if side not in ("left", "right"):
             raise ValueError(f"padding_side={side!r}: expected left or right")
-        if padding not in (True, False, "longest"):
-            raise ValueError(f"padding={padding!r}: expected True, False or 'longest'")
+        if padding not in (True, False, "longest", "max_length", "do_not_pad"):
+            raise ValueError(f"padding={padding!r}: expected True, False, 'longest' or 'max_length'")
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors={return_tensors!r}: expected 'pt' or None")
+        longest = max(map(len, rows), default=0)
+        if padding == "max_length" and max_length is None:
+            raise ValueError("padding='max_length' needs max_length")
+        if max_length is not None and longest > max_length:
+            raise ValueError(f"a prompt has {longest} tokens, max_length={max_length}: prompts are never cut")
         masks = [[1] * len(row) for row in rows]
-        if padding:
-            longest = max(map(len, rows), default=0)
-            fills = [longest - len(row) for row in rows]
+        if padding and padding != "do_not_pad":
+            width = max_length if padding == "max_length" and max_length is not None else longest
+            width += -width % (pad_to_multiple_of or 1)
+            fills = [width - len(row) for row in rows]
             pad = self.pad_token_id
             left = side == "left"
             masks = [[0] * n * left + m + [0] * n * (not left) for n, m in zip(fills, masks, strict=True)]

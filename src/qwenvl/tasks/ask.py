@@ -1,10 +1,12 @@
 """One model loaded once and asked often: what the shell and most Python callers want.
 
-In: a model's name or folder, then pictures and questions. Out: Answer (text, ids, sizes, seconds), whole or streamed.
+In: a model's name or folder, then pictures, videos and questions. Out: Answer (text, ids, sizes, seconds), whole or
+streamed.
 It holds a processor, a model and an engine and adds no behaviour of its own: the three may be used alone just as well.
 
     assistant = Assistant("demo")
     assistant.ask(["drawing.png"], "How many circles are there?").text
+    assistant.ask(["clip.mp4"], "When does the red circle appear?").text
     for piece in assistant.stream(["drawing.png"], "Describe the picture."):
         print(piece, end="")
 """
@@ -24,23 +26,28 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from qwenvl.engine import Request
+    from qwenvl.media import Video
     from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
     from qwenvl.processing import Qwen2_5_VLProcessor, Qwen2VLProcessor
 
     Model = Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration
     Processor = Qwen2_5_VLProcessor | Qwen2VLProcessor
-    Picture = Image | str | Path | bytes
+    Frame = Image | str | Path | bytes
+    Media = Frame | Video | Sequence[Frame]
 
 
 @dataclass
 class Answer:
-    """An answer and what it is about. sizes: of the pictures asked about, in order.
+    """An answer and what it is about. sizes: of the pictures, in order; video_sizes and video_times (seconds
+    of the frames) of the videos.
 
     seconds: from the question to the last token; first_token_seconds: to the first one. Loading is not counted.
     """
 
     completion: Completion
     sizes: list[ImageSize] = field(default_factory=list)
+    video_sizes: list[ImageSize] = field(default_factory=list)
+    video_times: list[tuple[float, ...]] = field(default_factory=list)
     seconds: float = 0.0
     first_token_seconds: float = 0.0
 
@@ -61,21 +68,34 @@ class Answer:
             "answer_tokens": len(self.completion.token_ids),
             "seconds": round(self.seconds, 3),
             "first_token_seconds": round(self.first_token_seconds, 3),
-            "sizes": [
-                {"width": s.width, "height": s.height, "resized": [s.resized_width, s.resized_height]}
-                for s in self.sizes
-            ],
+            "sizes": [_size(s) for s in self.sizes],
         }
+        if self.video_sizes:
+            times = zip(self.video_sizes, self.video_times, strict=True)
+            report["videos"] = [{**_size(s), "seconds": [round(t, 3) for t in moments]} for s, moments in times]
         if len(self.sizes) == 1:
             report["places"] = places_to_dicts(self.places())
         return report
 
 
+def _size(size: ImageSize) -> dict[str, Any]:
+    return {"width": size.width, "height": size.height, "resized": [size.resized_width, size.resized_height]}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Sizes and times of what a question is about, as in Answer."""
+
+    sizes: list[ImageSize]
+    video_sizes: list[ImageSize]
+    video_times: list[tuple[float, ...]]
+
+
 class AnswerStream:
     """Pieces of text as they are written; `answer` is there once they have all been read."""
 
-    def __init__(self, pieces: Iterator[str], request: Request, sizes: list[ImageSize], started: float) -> None:
-        self._pieces, self._request, self._sizes, self._started = pieces, request, sizes, started
+    def __init__(self, pieces: Iterator[str], request: Request, seen: Seen, started: float) -> None:
+        self._pieces, self._request, self._seen, self._started = pieces, request, seen, started
         self._first: float | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -88,8 +108,11 @@ class AnswerStream:
     @property
     def answer(self) -> Answer:
         """The whole answer. ValueError while pieces are left to read."""
-        completion = self._request.completion()
-        return Answer(completion, self._sizes, self._seconds, self._first or self._seconds)
+        return _answer(self._request.completion(), self._seen, self._seconds, self._first or self._seconds)
+
+
+def _answer(completion: Completion, seen: Seen, seconds: float, first: float) -> Answer:
+    return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first)
 
 
 class Assistant:
@@ -119,7 +142,7 @@ class Assistant:
 
         folder = resolve(model)
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-        given = {name: value for name, value in limits.items() if value is not None}
+        given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         self.processor = AutoProcessor.from_pretrained(folder, **given)
         self.model = load_model(folder, dtype, attn_implementation, device, on_progress)
         self.engine = Engine(self.model, self.processor.tokenizer, max_running=max_running)
@@ -136,43 +159,44 @@ class Assistant:
 
     def ask(
         self,
-        pictures: Sequence[Picture],
+        media: Sequence[Media],
         question: str,
         sampling: SamplingParams | None = None,
         *,
         system: str | None = None,
     ) -> Answer:
-        """The answer to a question about pictures (any number, also none); greedy unless `sampling` says otherwise.
+        """The answer to a question about pictures and videos (any number, also none); greedy unless `sampling` says
+        otherwise.
 
-        pictures: what `load_image` takes. Raises ValueError for what cannot be asked, such as a prompt that is too
-        long.
+        media: pictures as `load_image` takes them, and videos: paths and addresses that end like one, lists of frames,
+        what `read_video` returns. Raises ValueError for what cannot be asked, such as a prompt that is too long.
         """
-        return self.ask_many([(pictures, question)], sampling, system=system)[0]
+        return self.ask_many([(media, question)], sampling, system=system)[0]
 
     def ask_many(
         self,
-        questions: Sequence[tuple[Sequence[Picture], str]],
+        questions: Sequence[tuple[Sequence[Media], str]],
         sampling: SamplingParams | None = None,
         *,
         system: str | None = None,
     ) -> list[Answer]:
-        """Answers to (pictures, question) pairs, computed together and given in their order; each is as if asked
+        """Answers to (media, question) pairs, computed together and given in their order; each is as if asked
         alone. Their `seconds` are those of the whole call."""
         started = time.perf_counter()
-        prepared = [self.prepare(pictures, text, sampling, system=system) for pictures, text in questions]
+        prepared = [self.prepare(media, text, sampling, system=system) for media, text in questions]
         completions = self.engine.run([request for request, _ in prepared])
         seconds = time.perf_counter() - started
         for request, _ in prepared:
             if request.exception is not None:
                 raise request.exception
         return [
-            Answer(completion, sizes, seconds, seconds)
-            for completion, (_, sizes) in zip(completions, prepared, strict=True)
+            _answer(completion, seen, seconds, seconds)
+            for completion, (_, seen) in zip(completions, prepared, strict=True)
         ]
 
     def stream(
         self,
-        pictures: Sequence[Picture],
+        media: Sequence[Media],
         question: str,
         sampling: SamplingParams | None = None,
         *,
@@ -180,8 +204,8 @@ class Assistant:
     ) -> AnswerStream:
         """As `ask`, piece by piece: iterate over it, then read its `answer`."""
         started = time.perf_counter()
-        request, sizes = self.prepare(pictures, question, sampling, system=system)
-        return AnswerStream(self._pieces(request), request, sizes, started)
+        request, seen = self.prepare(media, question, sampling, system=system)
+        return AnswerStream(self._pieces(request), request, seen, started)
 
     def _pieces(self, request: Request) -> Iterator[str]:
         for event in self.engine.stream(request):
@@ -192,20 +216,22 @@ class Assistant:
 
     def prepare(
         self,
-        pictures: Sequence[Picture],
+        media: Sequence[Media],
         question: str,
         sampling: SamplingParams | None = None,
         *,
         system: str | None = None,
-    ) -> tuple[Request, list[ImageSize]]:
-        """The engine's request for a question, and the sizes of its pictures."""
+    ) -> tuple[Request, Seen]:
+        """The engine's request for a question, and what it is about."""
         from qwenvl.engine import Request
-        from qwenvl.media import load_image
+        from qwenvl.media.kinds import is_video
 
         if not question.strip():
             raise ValueError("the question is empty: write one")
-        images = [load_image(picture) for picture in pictures]
-        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        content: list[dict[str, Any]] = []
+        for item in media:
+            kind = "video" if is_video(item) else "image"
+            content.append({"type": kind, kind: str(item) if isinstance(item, Path) else item})
         content.append({"type": "text", "text": question})
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
@@ -213,10 +239,5 @@ class Assistant:
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-        patch = self.model.config.vision_config.patch_size
-        grids = inputs["image_grid_thw"].tolist() if images else []
-        sizes = [
-            ImageSize(image.width, image.height, columns * patch, rows * patch)
-            for image, (_, rows, columns) in zip(images, grids, strict=True)
-        ]
-        return Request.from_inputs(inputs, self.model.config, sampling), sizes
+        seen = Seen(inputs.image_sizes, inputs.video_sizes, inputs.video_times)
+        return Request.from_inputs(inputs, self.model.config, sampling), seen

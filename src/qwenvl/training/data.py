@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from qwenvl.media.images import load_image
-from qwenvl.media.pixels import resize_rgb
-from qwenvl.media.resize import smart_resize
+from qwenvl.media.videos import Video
 from qwenvl.processing.image_processor import Qwen2VLImageProcessor
 from qwenvl.processing.processor import Qwen2_5_VLProcessor, Qwen2VLProcessor
 
@@ -30,14 +29,6 @@ class Turn:
     answer: str
     images: int = 0
     videos: int = 0
-
-
-@dataclass(frozen=True)
-class VideoInput:
-    """Frames uint8 [T, H, W, 3] at any size, T even, and frames a second."""
-
-    frames: np.ndarray
-    fps: float
 
 
 @dataclass
@@ -79,21 +70,24 @@ class Encoder:
     _skeletons: dict[tuple[tuple[int, int], ...], list[list[int] | int]] = field(default_factory=dict)
 
     def encode(
-        self, images: list[np.ndarray], turns: list[Turn], extra: Any = None, videos: Sequence[VideoInput] = ()
+        self, images: list[np.ndarray], turns: list[Turn], extra: Any = None, videos: Sequence[Video] = ()
     ) -> Sample:
-        """`images`: uint8 [H, W, 3] in order of appearance, or `videos`. ValueError when they are not as many as in the turns,
-        and for a conversation with both."""
+        """`images`: uint8 [H, W, 3] in order of appearance, or `videos`. ValueError when their number is not what the
+        turns ask for, and for a conversation with both."""
         wanted, wanted_videos = sum(t.images for t in turns), sum(t.videos for t in turns)
         if (wanted, wanted_videos) != (len(images), len(videos)):
             raise ValueError(
-                f"the conversation has {len(images)} pictures and {len(videos)} videos, its turns ask for {wanted} "
-                f"and {wanted_videos}"
+                f"the conversation has {len(images)} pictures and {len(videos)} videos, its turns ask for {wanted} and "
+                f"{wanted_videos}"
             )
         if images and videos:
             raise ValueError("a training conversation with pictures and videos is not supported: give one kind")
         tokenizer, settings = self.processor.tokenizer, self.processor.image_processor
         prepared = [prepare(image, settings) for image in images]
-        prepared += [prepare_video(video, self.processor) for video in videos]
+        clips = [self.processor.video_processor.prepare(video) for video in videos]
+        for clip in clips:
+            grid = settings.grid(clip.frames, clip.size.resized_height, clip.size.resized_width)
+            prepared.append((clip.patches, torch.tensor(grid)))
         counts = iter(int(grid.prod()) // settings.merge_size**2 for _, grid in prepared)
         texts = [text for turn in turns for text in (turn.question, turn.answer)]
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -123,7 +117,7 @@ class Encoder:
             starts,
             extra,
             grids if videos else none,
-            [settings.temporal_patch_size / video.fps for video in videos],
+            [settings.temporal_patch_size / clip.fps for clip in clips],
         )
 
     def _skeleton(self, media: tuple[tuple[int, int], ...]) -> list[list[int] | int]:
@@ -151,19 +145,6 @@ def prepare(image: np.ndarray, settings: Qwen2VLImageProcessor) -> tuple[Tensor,
     height, width = settings.target_size(*image.shape[:2])
     patches = settings.patches(image, height, width)
     return patches, torch.tensor([1, height // settings.patch_size, width // settings.patch_size])
-
-
-def prepare_video(video: VideoInput, processor: Processor) -> tuple[Tensor, Tensor]:
-    """uint8 patches [P, 1176] and grid int64 [3] of a video by the processor's limits."""
-    settings = processor.image_processor
-    count, height, width = video.frames.shape[:3]
-    rows, columns = smart_resize(height, width, min_pixels=112 * 112, max_pixels=196 * 196)
-    frames = torch.stack([resize_rgb(frame, rows, columns) for frame in video.frames])
-    patch, merge, temporal = settings.patch_size, settings.merge_size, settings.temporal_patch_size
-    h, w = rows // (patch * merge), columns // (patch * merge)
-    blocks = frames.reshape(count // temporal, temporal, h, merge, patch, w, merge, patch, 3)
-    patches = blocks.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * temporal * patch * patch)
-    return patches, torch.tensor([count // temporal, h * merge, w * merge])
 
 
 class JsonLines:
