@@ -10,6 +10,7 @@ from oracle import FAMILIES, IMAGE, START, VIDEO, batch, build, item, mixed, rel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from qwenvl.config import Qwen2_5_VLTextConfig
+from qwenvl.model.rope import _grid_positions
 from qwenvl.model.rope_types import frequencies
 
 CPU = torch.device("cpu")
@@ -165,3 +166,16 @@ def test_time_of_a_video_here_and_there(family: str, seconds: float) -> None:
     assert expected[:, 0, behind:].tolist() == [[3 + 2 + n for n in (1, 2, 3)]] * 3
     assert int(delta) == 3 + max(last, 2) + 4 - ids.shape[1]
     assert int(expected_delta) == max(3 + last, 8) + 1 - ids.shape[1]
+
+
+@pytest.mark.feature(36)
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_times_of_many_rates(as_tensor: bool) -> None:
+    """768 frames at every rate from 0.1 to 30 a second: the floor falls on the same side."""
+    ours, oracle = build("qwen2_5_vl")
+    for fps in [n / 10 for n in range(1, 301)]:
+        seconds: Any = torch.tensor([2 / fps]) if as_tensor else [2 / fps]
+        mine = _grid_positions([384, 2, 2], 2, 2 * float(seconds[0]))
+        theirs = oracle.model.get_vision_position_ids(0, torch.tensor([384, 2, 2]), 1, 2, 2 * seconds[0])
+        assert torch.equal(mine, theirs), fps
+    assert ours.config.vision_config.tokens_per_second == 2

@@ -68,7 +68,9 @@ class ScriptedModel:
             vision_end_token_id=VISION_END,
             eos_token_id=EOS,
             pad_token_id=0,
-            text_config=SimpleNamespace(vocab_size=VOCABULARY, num_hidden_layers=1, num_key_value_heads=1, head_dim=1),
+            text_config=SimpleNamespace(
+                vocab_size=VOCABULARY, num_hidden_layers=1, num_key_value_heads=1, head_dim=1, context_length=4096
+            ),
             vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=2),
         )
 

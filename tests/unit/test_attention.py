@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import FAMILIES, padded_batch, tiny_model
 
 from qwenvl.config import Qwen2_5_VLTextConfig
-from qwenvl.model import attention
+from qwenvl.model import attention, backends
 from qwenvl.model.attention import Backend, attend, backend_named, eager, plan, sdpa
 from qwenvl.model.backends import Flash, Varlen, flash_attn_kernel, require_flash, torch_kernel
 from qwenvl.model.kv_cache import SlotCache
@@ -236,6 +237,37 @@ def test_flash_attention_does_not_run_on_a_cpu() -> None:
     with pytest.raises(ValueError, match="runs on a GPU"):
         attend(q, k, v, plan(SeqInfo.from_lengths([3]), CPU), backend, causal=True)
     require_flash(torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.mark.feature(10, 18, 19)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_whole_model_with_flash_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both towers, a padded batch, sliding layers and decoding: as with the reference."""
+    monkeypatch.setattr(backends, "flash_kernel", lambda: varlen)
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    model = tiny_model(family, **windows)
+    flash = type(model)(model.config, attn_implementation="flash_attention_2").eval()
+    flash.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=r"attn_implementation='flash_attention_2' runs on a GPU"):
+        flash(**padded_batch())
+    monkeypatch.setattr(Flash, "check", lambda self, q: None)
+    found, expected = (one(**padded_batch(), use_cache=True) for one in (flash, model))
+    real = padded_batch()["attention_mask"].bool()
+    torch.testing.assert_close(found.logits[real], expected.logits[real])
+    for _ in range(3):
+        following = expected.logits[:, -1:].argmax(-1)
+        found, expected = (
+            one(following, past_key_values=done.past_key_values, use_cache=True)
+            for one, done in ((flash, found), (model, expected))
+        )
+        torch.testing.assert_close(found.logits, expected.logits)
+
+
+@pytest.mark.feature(8, 10)
+def test_dropout_of_attention_is_not_silent() -> None:
+    with pytest.warns(UserWarning, match=r"attention_dropout=0\.1 has no effect"):
+        tiny_model(attention_dropout=0.1)
 
 
 def test_windows_with_ragged_borders() -> None:

@@ -224,3 +224,9 @@ def test_configs_need_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.feature(19)
+def test_flash_attention_without_a_gpu_fails_at_load() -> None:
+    with pytest.raises(ValueError, match=r"runs on a GPU.*attn_implementation='sdpa'"):
+        Qwen2_5_VLForConditionalGeneration.from_pretrained("demo", attn_implementation="flash_attention_2")

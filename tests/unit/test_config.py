@@ -340,7 +340,23 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2}}, "rope_type='yarn'"),
     ({"rope_scaling": {"type": ["mrope"]}}, "rope_type="),
     ({"rope_scaling": {"type": "yarn"}}, "'factor'"),
-    ({"rope_scaling": {"type": "longrope", "short_factor": 1, "long_factor": [1.0]}}, "'short_factor'"),
+    ({"rope_scaling": {"type": "longrope", "short_factor": 1, "long_factor": [1.0] * 64}}, "'short_factor'"),
+    ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0]}}, "64 numbers"),
+    ({"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 64}}, "'long_factor'"),
+    ({"rope_scaling": {"type": "llama3", "factor": 2, "low_freq_factor": 1}}, "'high_freq_factor'"),
+    ({"rope_scaling": {"type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}}, "above low_freq"),
+    ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "'factor'"),
+    ({"rope_scaling": {"type": "linear", "factor": "2"}}, "'factor'"),
+    ({"rope_scaling": {"type": "linear", "factor": 2, "beta_fast": 32}}, "'beta_fast'"),
+    ({"rope_scaling": {"type": "mrope", "factor": 2}}, "'factor'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}}, "'beta_fast'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "'truncate'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2, "atention_factor": 1}}, "'atention_factor'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 1.5}}, "original_max"),
+    ({"rope_scaling": {"type": "mrope", "partial_rotary_factor": 0.5}}, "'partial_rotary_factor'"),
+    ({"rope_scaling": {"type": "mrope", "mrope_interleaved": True}}, "'mrope_interleaved'"),
+    ({"rope_scaling": {"type": "mrope", "mrope_section": 64}}, "mrope_section=64"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}, "type": "yarn", "factor": 4}, "type='yarn'"),
     ({"rope_scaling": "mrope"}, "rope_scaling='mrope'"),
     ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_scaling="),
     ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}}, "rope_theta=1.0"),
@@ -388,33 +404,55 @@ def test_window_layers_full_ones_come_first() -> None:
     assert Qwen2_5_VLTextConfig.from_dict(windows.to_dict()) == windows
 
 
-@pytest.mark.feature(11)
-def test_rope_spellings() -> None:
-    plain = {"rope_type": "default", "mrope_section": [16, 24, 24]}
-    for given in (
-        {"type": "mrope", "mrope_section": [16, 24, 24]},
-        {"rope_type": "mrope", "mrope_section": (16, 24, 24)},
-        {"rope_type": "default", "type": "mrope"},
-        {"rope_type": "default", "type": "default", "mrope_section": [16, 24, 24]},
-        {"mrope_section": [16, 24, 24]},
-    ):
-        assert Qwen2_5_VLConfig(rope_scaling=given).rope_scaling == plain
-        theta = Qwen2_5_VLConfig(rope_parameters={**given, "rope_theta": 5e5})
-        assert (theta.rope_scaling, theta.rope_theta) == (plain, 5e5)
-        assert theta.rope_parameters == {**plain, "rope_theta": 5e5}
-    yarn = {
-        "type": "yarn",
-        "mrope_section": [16, 24, 24],
-        "factor": 4,
-        "original_max_position_embeddings": 32768,
-    }
-    config = Qwen2_5_VLConfig(rope_scaling=yarn)
-    assert (config.rope_type, config.rope_scaling["factor"]) == ("yarn", 4)
-    assert config.to_dict()["rope_scaling"] == yarn
-    filled = Qwen2_5_VLConfig(rope_scaling={"type": "yarn", "factor": 4}, max_position_embeddings=4096)
-    assert filled.rope_scaling["original_max_position_embeddings"] == 4096
-    longrope = {"type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
-    assert Qwen2_5_VLConfig(rope_scaling=longrope).rope_type == "longrope"
+@pytest.mark.feature(3)
+def test_qvq_is_a_qwen2_vl_of_72b() -> None:
+    """QvQ-72B-Preview's config.json: the size of Qwen2-VL-72B, its model_type and its architecture."""
+    values = published("qwen2_vl 7B")
+    values |= {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64}
+    values |= {"num_key_value_heads": 8, "max_position_embeddings": 128000, "max_window_layers": 80}
+    values["vision_config"]["hidden_size"] = 8192
+    config = config_from_dict(values)
+    assert type(config) is Qwen2VLConfig
+    assert config.architectures == ("Qwen2VLForConditionalGeneration",)
+    assert (config.head_dim, config.vision_config.out_width, config.context_length) == (128, 8192, 128000)
+
+
+@pytest.mark.feature(8, 9, 10, 12, 13)
+@pytest.mark.parametrize("name", ["Qwen2_5_VL", "Qwen2VL"])
+def test_models_of_the_documented_defaults(name: str) -> None:
+    """`Cfg()` and `ForConditionalGeneration(configuration)`, without the memory of 72 billion numbers."""
+    import torch
+
+    import qwenvl
+
+    configuration = getattr(qwenvl, f"{name}Config")()
+    with torch.device("meta"):
+        model = getattr(qwenvl, f"{name}ForConditionalGeneration")(configuration)
+        text = getattr(qwenvl, f"{name}TextModel")(configuration.text_config)
+    assert model.config is configuration
+    assert tuple(model.lm_head.weight.shape) == (152064, 8192)
+    assert len(text.layers) == 80
+
+
+@pytest.mark.feature(8, 9, 10, 13, 14)
+@pytest.mark.parametrize("name", ["Qwen2_5_VLTextConfig", "Qwen2_5_VLVisionConfig", "Qwen2VLTextConfig",
+                                  "Qwen2VLVisionConfig"])  # fmt: skip
+def test_defaults_are_those_of_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    import qwenvl
+
+    ours, theirs = getattr(qwenvl, name)(), getattr(transformers, name)()
+    compared = 0
+    for item in dataclasses.fields(type(theirs)):
+        value = getattr(theirs, item.name)
+        if hasattr(ours, item.name) and item.name not in ("dtype", "rope_parameters", "architectures"):
+            found = getattr(ours, item.name)
+            found = list(found) if isinstance(found, tuple) and isinstance(value, list) else found
+            if item.name == "sliding_window":  # transformers drops the number where it is not used
+                value = 4096
+            assert found == value, item.name
+            compared += 1
+    assert compared >= (19 if "Text" in name else 11)
 
 
 def test_own_dict_is_left_alone() -> None:

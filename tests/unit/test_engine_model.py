@@ -113,6 +113,29 @@ def test_batched_chunked_and_cached_equal_plain_forwards(family: str, options: d
     assert [c.token_ids for c in done] == expected(family)
 
 
+@pytest.mark.feature(11)
+@pytest.mark.parametrize("budget", [8192, 20])
+def test_a_prompt_in_chunks_is_scaled_by_its_whole_length(budget: int) -> None:
+    """Rope scalings that go by the length of the request see all of it, however it is computed."""
+    scaling = {
+        "rope_type": "dynamic",
+        "factor": 4.0,
+        "mrope_section": [2, 2, 2],
+        "original_max_position_embeddings": 16,
+    }
+    data = {**TEXT, "rope_scaling": scaling, "model_type": "qwen2_5_vl", "vision_config": VISION["qwen2_5_vl"]}
+    model = Qwen2_5_VLForConditionalGeneration(config_from_dict(data)).eval()
+    model.load_state_dict(model_of("qwen2_5_vl").state_dict())
+    row = split_batch(model.config, **batch())[0]
+    request = Request.from_inputs(row, model.config, SamplingParams(max_new_tokens=1, logprobs=True))
+    (done,) = Engine(model, token_budget=budget).run([request])
+    with torch.no_grad():
+        logits = model(row.pop("input_ids")[None], **row).logits[0, -1]
+    logprobs = logits.log_softmax(-1)
+    assert done.logprobs is not None
+    assert abs(float(logprobs[done.token_ids[0]]) - done.logprobs[0]) < 1e-4
+
+
 def test_requests_that_come_while_others_run() -> None:
     engine = Engine(model_of("qwen2_5_vl"), token_budget=64)
     asked = requests("qwen2_5_vl")

@@ -33,6 +33,7 @@ from qwenvl.config import (
     load_config,
     read_config,
 )
+from qwenvl.model.backends import require_flash
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -120,6 +121,8 @@ def load_folder(
     prefix: str = getattr(kind, "weights_prefix", "")  # of a bare model, which is a part of the whole
     entries = [entry for entry in _entries(folder) if (module_name(entry.key) or "").startswith(prefix)]
     chosen = _dtype(dtype, config.dtype, entries)
+    if attn_implementation == "flash_attention_2":
+        require_flash(chosen, device)
     with torch.device("meta"), _NoInit():
         model = cast(type[Model], kind or MODELS[config.model_type])(config.replace(dtype=chosen), attn_implementation)
     slots = {prefix + name: slot for name, slot in model.state_dict(keep_vars=True).items()}

@@ -1,7 +1,7 @@
-"""Teaches attention where to look: a training-only loss on one head of two decoder layers.
+"""Teaches attention where to look: a training-only loss on a few heads of the decoder.
 
-In NAME_LAYER the last word of a name ("red circle") looks at what it names; in ANSWER_LAYER every token of an answer
-is predicted while looking at what it is about. The loss is -log of the attention that falls on the right vision
+In an early layer the last word of a name ("red circle") looks at what it names; in the last ones every token of an
+answer is predicted while looking at what it is about. The loss is -log of the attention that falls on the right vision
 tokens. Without it the model finds the right thing only after many hours of training.
 """
 
@@ -28,20 +28,22 @@ class Gaze:
 
 
 class Attention:
-    """Catches queries and keys of one layer's first head, and scores them."""
+    """Catches queries and keys of one head of a layer, and scores them."""
 
-    def __init__(self, layer: nn.Module, config: Qwen2_5_VLTextConfig) -> None:
+    def __init__(self, layer: nn.Module, head: int, config: Qwen2_5_VLTextConfig) -> None:
         self._size, self._theta, self._sections = config.head_dim, config.rope_theta, config.mrope_section
+        group = config.num_attention_heads // config.num_key_value_heads
+        self._slices = [slice(i * self._size, (i + 1) * self._size) for i in (head, head // group)]
         self._query: Tensor | None = None
         self._key: Tensor | None = None
         layer.get_submodule("self_attn.q_proj").register_forward_hook(self._keep_query)
         layer.get_submodule("self_attn.k_proj").register_forward_hook(self._keep_key)
 
     def _keep_query(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._query = output[:, : self._size]
+        self._query = output[:, self._slices[0]]
 
     def _keep_key(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._key = output[:, : self._size]
+        self._key = output[:, self._slices[1]]
 
     def loss(self, positions: Tensor, rows: list[tuple[int, int, Tensor]]) -> Tensor | None:
         """Mean of -log(attention on the spots). rows: (packed token, start of its sequence, packed spots)."""
@@ -70,26 +72,35 @@ class Attention:
 
 
 class Guide:
-    """The loss of both layers."""
+    """The loss of all guided heads. names, answers: (layer, head) of those for each kind of gaze."""
 
-    def __init__(self, model: nn.Module, config: Qwen2_5_VLTextConfig, layers: Iterable[int]) -> None:
-        self._heads = [Attention(model.get_submodule(f"model.language_model.layers.{i}"), config) for i in layers]
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Qwen2_5_VLTextConfig,
+        names: Iterable[tuple[int, int]],
+        answers: Iterable[tuple[int, int]],
+    ) -> None:
+        self._heads = [
+            [Attention(model.get_submodule(f"model.language_model.layers.{layer}"), head, config) for layer, head in x]
+            for x in (names, answers)
+        ]
 
     def loss(self, batch: TrainBatch, gazes: list[list[Gaze]]) -> dict[str, Tensor]:
-        """gazes: one list a sequence. {"a_name", "a_answer"}, or fewer."""
+        """gazes: one list a sequence. {"a_name", "a_answer"}, each the mean over its heads, or fewer."""
         packed = batch.packed
         starts = packed.seq.cu_q
         assert packed.vision_index is not None
         firsts = torch.searchsorted(packed.vision_index, torch.tensor(starts[:-1])).tolist()
         costs = {}
-        for level, (name, head) in enumerate(zip(("a_name", "a_answer"), self._heads, strict=True)):
+        for level, (name, heads) in enumerate(zip(("a_name", "a_answer"), self._heads, strict=True)):
             rows = [
                 (start + gaze.token, start, packed.vision_index[first + torch.tensor(gaze.spots)])
                 for start, first, found in zip(starts, firsts, gazes, strict=False)
                 for gaze in found
                 if gaze.level == level
             ]
-            cost = head.loss(packed.positions, rows)
-            if cost is not None:
-                costs[name] = cost
+            found_costs = [x for x in (head.loss(packed.positions, rows) for head in heads) if x is not None]
+            if found_costs:
+                costs[name] = torch.stack(found_costs).mean()
         return costs

@@ -23,8 +23,9 @@ from qwenvl.training.collate import TrainBatch
 HUNDREDS = 6  # first digits of coordinates
 TIMES = 26  # classes of the time at which something appears
 BOX_LAYER, DIGIT_LAYER = 1, 3  # decoder layers whose output is read
-NAME_LAYER, ANSWER_LAYER = 2, 4  # decoder layers in which the first head is taught where to look
-GUIDANCE = 0.3  # weight of that
+NAME_HEADS = ((2, 0),)  # (decoder layer, head) taught where words of a question look
+ANSWER_HEADS = ((4, 0), (4, 2), (5, 0))  # and those of an answer
+GUIDANCE = {"a_name": 0.3, "a_answer": 0.5}  # weights of that
 
 
 class Looking:
@@ -41,7 +42,7 @@ class Looking:
                 "events": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, EVENTS + TIMES)),
             }
         )
-        self._guide = Guide(model, config, (NAME_LAYER, ANSWER_LAYER))
+        self._guide = Guide(model, config, NAME_HEADS, ANSWER_HEADS)
         self._hidden: dict[str, Tensor] = {}
         for name, layer in (("decoder", BOX_LAYER), ("digits", DIGIT_LAYER)):
             part = model.get_submodule(f"model.language_model.layers.{layer}")
@@ -79,7 +80,7 @@ class Looking:
             parts |= self._happenings(later, targets)
         if self._hidden:
             found = self._guide.loss(batch, [[] if x is None else x.gazes for x in batch.extras])
-            parts |= {name: cost * GUIDANCE for name, cost in found.items()}
+            parts |= {name: cost * GUIDANCE[name] for name, cost in found.items()}
         self._hidden = {}
         return torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}
 

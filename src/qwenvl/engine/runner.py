@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qwenvl.model.finite import first_non_finite
 from qwenvl.model.kv_cache import SlotCache
+from qwenvl.model.rope_types import BY_LENGTH
 from qwenvl.types import PackedBatch, SeqInfo
 
 from .request import VisionItem
@@ -122,8 +123,15 @@ class Runner:
             vision_embeds=torch.cat(embeds) if embeds else None,
             vision_index=torch.tensor(places, device=device) if embeds else None,
             logits_index=torch.tensor(rows, dtype=torch.long, device=device),
+            reach=self._reach(chunks),
         )
         return self._model.run(batch)
+
+    def _reach(self, chunks: list[Chunk]) -> tuple[int, ...] | None:
+        """How many positions each prompt takes, for the rotary scalings that go by it."""
+        if getattr(self._model.config.text_config, "rope_type", "default") not in BY_LENGTH:
+            return None
+        return tuple(int(chunk.request.positions.max()) + 1 for chunk in chunks)
 
     def _given(self, chunk: Chunk, prompt_embeds: Tensor) -> Tensor:
         """The embeddings given for a chunk's prompt tokens, with its pictures put in."""

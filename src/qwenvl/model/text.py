@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -98,6 +99,12 @@ class TextModel(nn.Module):
 
     def __init__(self, config: TextConfig, backend: Backend) -> None:
         super().__init__()
+        if config.attention_dropout:
+            warnings.warn(
+                f"attention_dropout={config.attention_dropout} has no effect: attention drops nothing, in training "
+                "neither",
+                stacklevel=2,
+            )
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(TextLayer(config, i, backend) for i in range(config.num_hidden_layers))
