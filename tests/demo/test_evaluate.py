@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qwenvl.demo.evaluate import BATCH, TASKS, WHEN_ERROR, evaluate, held_out, media_of
+from qwenvl.demo.clips import Clip
+from qwenvl.demo.evaluate import BATCH, TASKS, WHEN_ERROR, evaluate, held_out, media_of, use_sizes_of_the_world
+from qwenvl.demo.world import Picture
 from qwenvl.media import Video
+from qwenvl.processing import Qwen2_5_VLProcessor
 
 COUNT = 40
 
@@ -79,3 +82,13 @@ def test_seeds_give_other_pictures() -> None:
     for task in ("describe", "motion", "difference"):
         scenes = [held_out(task, seed, index)[0] for seed, index in ((0, 1), (1, 1), (0, 2))]
         assert len({shown(media_of(scene)) for scene in scenes}) == 3
+
+
+def test_any_checkpoint_sees_the_sizes_of_the_world() -> None:
+    processor = Qwen2_5_VLProcessor.from_pretrained("demo", min_pixels=28 * 28, max_pixels=28 * 28)
+    use_sizes_of_the_world(processor)
+    for task in ("describe", "motion"):
+        scene = held_out(task, 0, 0)[0]
+        assert isinstance(scene, Picture | Clip)
+        seen = processor.image_processor if isinstance(scene, Picture) else processor.video_processor
+        assert seen.target_size(scene.height, scene.width) == (scene.resized_height, scene.resized_width)

@@ -30,9 +30,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on fresh pictures, greedily, and compare with the bars of the bundled one."""
-    from qwenvl.demo.evaluate import BATCH, TASKS
+    from qwenvl.demo.evaluate import BATCH, TASKS, use_sizes_of_the_world
     from qwenvl.demo.evaluate import evaluate as measure
-    from qwenvl.demo.world import MAX_PIXELS, MIN_PIXELS
 
     tasks = task or list(TASKS)
     for name in tasks:
@@ -44,8 +43,8 @@ def evaluate(
     from rich.console import Console
     from rich.progress import Progress
 
-    # Boxes are graded in resized pixels: any checkpoint has to see the pictures at the sizes of this world.
-    assistant = start_assistant(found, dtype, device, MIN_PIXELS, MAX_PIXELS, BATCH)
+    assistant = start_assistant(found, dtype, device, max_running=BATCH)
+    use_sizes_of_the_world(assistant.processor)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("answers", total=pictures * len(tasks))
         report = measure(assistant.ask_many, pictures, seed, tasks, lambda count: bar.advance(line, count))

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from qwenvl.demo.clips import Clip, clip_video, sample_clip
+from qwenvl.demo.clips import CLIP_MAX_PIXELS, CLIP_MIN_PIXELS, Clip, clip_video, sample_clip
 from qwenvl.demo.grading import grade
 from qwenvl.demo.happenings import sample_comparison, sample_happening
 from qwenvl.demo.pairs import Pair, sample_pair
 from qwenvl.demo.questions import Exchange, sample_exchange
-from qwenvl.demo.world import Picture, sample_foreign, sample_picture
+from qwenvl.demo.world import MAX_PIXELS, MIN_PIXELS, Picture, sample_foreign, sample_picture
 from qwenvl.media.videos import Video
+
+if TYPE_CHECKING:
+    from qwenvl.processing import Qwen2_5_VLProcessor
 
 BATCH = 16  # questions asked together
 WHEN_ERROR = "when: mean error, s"
@@ -128,6 +131,13 @@ def _ask(rng: np.random.Generator, kind: str) -> tuple[Scene, Exchange | None]:
         return clip, sample_happening(rng, clip, kind)
     picture = sample_foreign(rng, training=False) if kind == "foreign" else sample_picture(rng, training=False)
     return picture, sample_exchange(rng, picture, kind)
+
+
+def use_sizes_of_the_world(processor: Qwen2_5_VLProcessor) -> None:
+    """Boxes are graded in resized pixels: any checkpoint has to see pictures and clips at the sizes of this world."""
+    pictures, videos = processor.image_processor, processor.video_processor
+    processor.image_processor = pictures.changed(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    processor.video_processor = videos.changed(min_pixels=CLIP_MIN_PIXELS, max_pixels=CLIP_MAX_PIXELS)
 
 
 def media_of(scene: Scene) -> list[Image.Image | Video]:

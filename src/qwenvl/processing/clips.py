@@ -96,9 +96,8 @@ def as_video(
     else:
         raise ValueError(f"a video of type {type(source).__name__} cannot be read: expected a path, or frames")
     indices = tuple(range(len(frames)))
-    rate, times = fps or FPS, getattr(source, "frame_times", None)  # process_vision_info's tensors know their times
-    if times is not None and len(times) != len(frames):
-        times = None
+    rate: float = fps or FPS
+    times: tuple[float, ...] | None = None
     if metadata is not None:
         rate, indices, times = _sampled(metadata, len(frames), rate)
     real = getattr(source, "frame_times", ())  # of fetch_video: what the file said
