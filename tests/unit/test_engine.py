@@ -59,6 +59,20 @@ def test_run_answers_in_the_order_of_the_requests() -> None:
     assert not engine.has_work
 
 
+@pytest.mark.feature(77)
+def test_an_answer_past_the_context_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    """Prompt "two" takes 4 positions here; the context ends with the third token of the answer."""
+    model = ScriptedModel(script(ANSWERS))
+    model.config.text_config.context_length = len(prompt("two")) + 3
+    engine, _ = engine_of(model)
+    (done,) = engine.run([request(model, "two")])
+    assert done.text == "zwei, and a long tail"
+    told = [str(w.message) for w in recwarn if "goes past the 7 positions" in str(w.message)]
+    assert len(told) == 1
+    engine.run([request(model, "two", max_new_tokens=3)])
+    assert len([w for w in recwarn if "goes past" in str(w.message)]) == 1
+
+
 @pytest.mark.parametrize("limit", [1, 3, 4, 5])
 def test_max_new_tokens_is_exact(limit: int) -> None:
     engine, model = engine_of()

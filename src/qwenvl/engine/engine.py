@@ -6,6 +6,7 @@ logits that are not finite. A request that fails has a finish_reason "error" and
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Engine:
         banned = vision_ids(config)
         self._tokenizer, self._skip_special = tokenizer, skip_special_tokens
         self._eos = frozenset(default_eos_ids(model) if eos_token_ids is None else eos_token_ids)
+        self._context = int(config.text_config.context_length)
         self._runner = Runner(model)
         self._pool = SlotPool(self._runner.make_cache, max_running, capacity)
         self._scheduler = Scheduler(self._pool, token_budget)
@@ -236,6 +238,12 @@ class Engine:
             request.output_scores.append(drawn.scores)
         if drawn.logits is not None:
             request.output_logits.append(drawn.logits)
+        if request.num_tokens + request.delta == self._context + 1:
+            warnings.warn(
+                f"an answer goes past the {self._context} positions that the configuration is made for: it is less "
+                "reliable from here on; raise max_position_embeddings for a model that was trained on more",
+                stacklevel=2,
+            )
         params = request.params
         is_eos = drawn.token in self._eos and not params.ignore_eos
         text = ""
