@@ -55,7 +55,7 @@ LONG_FIRST = 0.35
 LESSONS = (
     Lesson(LOOKING + 150, 1, 0.7, FIRST),
     Lesson(LOOKING + 400, 2, 0.4, WHOLE),
-    Lesson(10**9, MAX_THINGS, 0.15, WHOLE, clips=0.2, pairs=0.2),
+    Lesson(10**9, MAX_THINGS, 0.15, WHOLE, clips=0.2, pairs=0.25),
 )
 FOREIGN, IDENTITY = 0.04, 0.04  # share of samples: pictures outside the world, questions without a picture
 EMPTY = 0.05  # share of pictures that may show nothing

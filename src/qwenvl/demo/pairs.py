@@ -26,6 +26,7 @@ from qwenvl.demo.world import Picture, Plan, Thing, place_things, resized_size
 
 Change = Literal["colour", "missing", "extra", "none"]
 CHANGES: tuple[Change, ...] = ("colour", "missing", "extra", "none")
+OFTEN: tuple[Change, ...] = ("colour", *CHANGES)  # how often each: colours are the hardest to compare
 LEAST_APART = 90  # colour distance between before and after
 
 
@@ -59,7 +60,7 @@ def sample_pair(rng: np.random.Generator) -> Pair:
 
 
 def _try(rng: np.random.Generator, width: int, height: int) -> Pair | None:
-    change = pick(rng, CHANGES)
+    change = pick(rng, OFTEN)
     count = 1 + int(rng.random() * 3)
     if change in ("missing", "extra"):
         count = max(count, 2)
