@@ -26,6 +26,7 @@ features: $(BIN)/python
 
 bench: $(VENV)/.core
 	$(BIN)/python bench/start.py
+	$(BIN)/python bench/video.py
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache
