@@ -22,7 +22,7 @@ from qwenvl.demo.world import MAX_PIXELS, MIN_PIXELS, sample_picture
 from qwenvl.media import smart_resize
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "qwenvl")
-THREE, CHANGED = str(PICTURES / "three-shapes.png"), str(PICTURES / "one-changed.png")
+THREE, CHANGED = str(PICTURES / "three-shapes.png"), str(PICTURES / "one-missing.png")
 CLIP = str(PICTURES / samples.CLIP)
 DRAWN = {"red circle": (24, 20, 95, 91), "blue square": (176, 36, 247, 107), "green triangle": (96, 118, 185, 195)}
 

@@ -46,9 +46,10 @@ def demo(
     print("\nA picture that comes with the package:")
     _show(assistant, PICTURES / "three-shapes.png", out)
     print("\nTwo pictures:")
-    _ask(assistant, [PICTURES / "three-shapes.png", PICTURES / "one-changed.png"], "What is different?")
+    _ask(assistant, [PICTURES / "three-shapes.png", PICTURES / "one-missing.png"], "What is different?")
     print("\nA video:")
-    _ask(assistant, [PICTURES / CLIP], "What happens in the video?")
+    _ask(assistant, [PICTURES / CLIP], "What moves?")
+    _ask(assistant, [PICTURES / CLIP], "When does the blue square appear?")
     print(f'\nYour turn:  qwenvl ask {path} "How many objects are there?"')
 
 

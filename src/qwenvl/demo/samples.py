@@ -43,10 +43,10 @@ def tall_note() -> Image.Image:
     return picture.resize((150, 300), Image.Resampling.LANCZOS)
 
 
-def one_changed() -> Image.Image:
-    """three_shapes with the square in yellow."""
+def one_missing() -> Image.Image:
+    """three_shapes without its circle."""
     picture = three_shapes()
-    ImageDraw.Draw(picture).rectangle((176, 36, 246, 106), fill=(255, 221, 0))
+    ImageDraw.Draw(picture).ellipse((24, 20, 94, 90), fill="white")
     return picture
 
 
@@ -65,7 +65,7 @@ SAMPLES = {
     "three-shapes.png": three_shapes,
     "two-circles.png": two_circles,
     "tall-note.png": tall_note,
-    "one-changed.png": one_changed,
+    "one-missing.png": one_missing,
 }
 CLIP, CLIP_RATE, CLIP_FRAMES = "square-appears.mp4", 12, 60  # name, frames a second, frames
 
