@@ -43,6 +43,7 @@ def write_video(
         stream = out.add_stream(codec, rate=Fraction(rate).limit_denominator(1001), options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1  # the same bytes on every machine: some codecs cut frames by threads
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for name, value in (changes or {}).items():
