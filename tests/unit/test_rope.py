@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwenvl.model.rope import mrope_positions, rotate, text_rotation, vision_rotation
+from qwenvl.model.rope import inverse_frequencies, mrope_positions, rotate, turn, vision_rotation
 
 IMAGE, VIDEO = 7, 8
 
@@ -181,7 +181,9 @@ def test_rotation_depends_on_differences_only() -> None:
     q, k = torch.randn(2, 1, 1, 8)
     a, b = torch.tensor([[5], [3], [9]]), torch.tensor([[2], [7], [9]])
     for shift in (0, 11):
-        turned = [rotate(x, text_rotation(p + shift, 8, 100.0, (1, 2, 1))) for x, p in ((q, a), (k, b))]
+        turned = [
+            rotate(x, turn(p + shift, inverse_frequencies(8, 100.0, p.device), (1, 2, 1))) for x, p in ((q, a), (k, b))
+        ]
         if shift == 0:
             first = (turned[0] * turned[1]).sum()
         torch.testing.assert_close((turned[0] * turned[1]).sum(), first)

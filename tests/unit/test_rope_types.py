@@ -14,7 +14,7 @@ from tiny import FAMILIES, tiny_model
 
 from qwenvl.checkpoint import load_model, save_model
 from qwenvl.config import Qwen2_5_VLTextConfig
-from qwenvl.model.rope import text_rotation
+from qwenvl.model.rope import inverse_frequencies, turn
 from qwenvl.model.rope_types import frequencies, packed_rotation
 
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def test_a_request_does_not_see_the_length_of_others(scaling: dict[str, Any]) ->
         strict=True,
     ):
         torch.testing.assert_close(both, torch.cat((one, other)))
-    plain_cos, _ = text_rotation(short, SIZE, 1000.0, (2, 3, 3))
+    plain_cos, _ = turn(short, inverse_frequencies(SIZE, 1000.0, short.device), (2, 3, 3))
     torch.testing.assert_close(packed_rotation(packed, chosen, [5, 100, 0])[0][:5], plain_cos)
 
 

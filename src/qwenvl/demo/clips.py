@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from qwenvl.demo.drawing import (
     stamp,
     uniform,
 )
-from qwenvl.demo.world import FACTOR, GAP, Box, Thing
+from qwenvl.demo.world import FACTOR, GAP, Box, Picture, Thing, of_some_size
 from qwenvl.media.resize import smart_resize
 from qwenvl.media.videos import Video
 
@@ -76,6 +77,14 @@ class Clip:
         """Seconds of one step of two frames."""
         return 2 / self.fps
 
+    def picture(self, frame: int) -> Picture:
+        """A frame as a picture, with the things that are seen in it."""
+        things = [thing for actor in self.actors if (thing := actor.frames[frame]) is not None]
+        size = (self.width, self.height, self.resized_width, self.resized_height)
+        picture = Picture(self.frames[frame], things, *size)
+        things.sort(key=picture.cell)
+        return picture
+
     def spot(self, actor: Actor, frame: int) -> int | None:
         """The vision token that holds the middle of the actor in the step of this frame; None when it is not seen."""
         thing = actor.frames[frame]
@@ -100,12 +109,7 @@ def clip_size(width: int, height: int) -> tuple[int, int]:
 
 def sample_clip(rng: np.random.Generator) -> Clip:
     """A fresh clip of 4-12 frames with one or two things, no two of the same name; one moves or appears."""
-    while True:
-        width, height = (int(uniform(rng, 84, 337)) for _ in range(2))
-        if max(width, height) <= 2 * min(width, height):
-            clip = _try(rng, width, height)
-            if clip is not None:
-                return clip
+    return of_some_size(rng, 337, partial(_try, rng))
 
 
 @dataclass(frozen=True)

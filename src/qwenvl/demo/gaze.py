@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLTextConfig
-from qwenvl.model.rope import rotate, text_rotation
+from qwenvl.model.rope import rotate
+from qwenvl.model.rope_types import packed_rotation
 from qwenvl.training.collate import TrainBatch
 
 
@@ -31,7 +32,7 @@ class Attention:
     """Catches queries and keys of one head of a layer, and scores them."""
 
     def __init__(self, layer: nn.Module, head: int, config: Qwen2_5_VLTextConfig) -> None:
-        self._size, self._theta, self._sections = config.head_dim, config.rope_theta, config.mrope_section
+        self._size = config.head_dim
         group = config.num_attention_heads // config.num_key_value_heads
         self._slices = [slice(i * self._size, (i + 1) * self._size) for i in (head, head // group)]
         self._query: Tensor | None = None
@@ -45,13 +46,12 @@ class Attention:
     def _keep_key(self, module: nn.Module, inputs: object, output: Tensor) -> None:
         self._key = output[:, self._slices[1]]
 
-    def loss(self, positions: Tensor, rows: list[tuple[int, int, Tensor]]) -> Tensor | None:
+    def loss(self, rotation: tuple[Tensor, Tensor], rows: list[tuple[int, int, Tensor]]) -> Tensor | None:
         """Mean of -log(attention on the spots). rows: (packed token, start of its sequence, packed spots)."""
         query, key = self._query, self._key
         self._query = self._key = None
         if query is None or key is None or not rows:
             return None
-        rotation = text_rotation(positions, self._size, self._theta, self._sections)
         q = rotate(query.float().unsqueeze(1), rotation).squeeze(1) * self._size**-0.5
         k = rotate(key.float().unsqueeze(1), rotation).squeeze(1)
         costs = []
@@ -81,6 +81,7 @@ class Guide:
         names: Iterable[tuple[int, int]],
         answers: Iterable[tuple[int, int]],
     ) -> None:
+        self._config = config
         self._heads = [
             [Attention(model.get_submodule(f"model.language_model.layers.{layer}"), head, config) for layer, head in x]
             for x in (names, answers)
@@ -92,6 +93,7 @@ class Guide:
         starts = packed.seq.cu_q
         assert packed.vision_index is not None
         firsts = torch.searchsorted(packed.vision_index, torch.tensor(starts[:-1])).tolist()
+        rotation = packed_rotation(packed.positions, self._config, packed.seq.q_lens)
         costs = {}
         for level, (name, heads) in enumerate(zip(("a_name", "a_answer"), self._heads, strict=True)):
             rows = [
@@ -100,7 +102,7 @@ class Guide:
                 for gaze in found
                 if gaze.level == level
             ]
-            found_costs = [x for x in (head.loss(packed.positions, rows) for head in heads) if x is not None]
+            found_costs = [x for x in (head.loss(rotation, rows) for head in heads) if x is not None]
             if found_costs:
                 costs[name] = torch.stack(found_costs).mean()
         return costs

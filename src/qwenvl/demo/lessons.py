@@ -136,9 +136,7 @@ class World:
         """A question about what happens, at times one about a thing in the last frame."""
         if rng.random() > 0.15:
             return sample_happening(rng, clip, kind)
-        things = [actor.thing for actor in clip.actors]
-        size = (clip.width, clip.height, clip.resized_width, clip.resized_height)
-        return sample_exchange(rng, Picture(clip.frames[-1], things, *size), pick(rng, ("colour", "shape", "exists")))
+        return sample_exchange(rng, clip.picture(-1), pick(rng, ("colour", "shape", "exists")))
 
     def _pair(self, rng: np.random.Generator) -> Sample:
         pair = sample_pair(rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,9 +21,8 @@ from qwenvl.demo.drawing import (
     pick,
     polygon,
     stamp,
-    uniform,
 )
-from qwenvl.demo.world import Picture, Plan, Thing, place_things, resized_size
+from qwenvl.demo.world import Picture, Plan, Thing, of_some_size, place_things, resized_size
 
 Change = Literal["colour", "missing", "extra", "none"]
 CHANGES: tuple[Change, ...] = ("colour", "missing", "extra", "none")
@@ -51,12 +51,7 @@ class _Painted:
 
 def sample_pair(rng: np.random.Generator) -> Pair:
     """A fresh pair with up to three things a picture, no two of one name in a picture."""
-    while True:
-        width, height = (int(uniform(rng, 84, 281)) for _ in range(2))
-        if max(width, height) <= 2 * min(width, height):
-            pair = _try(rng, width, height)
-            if pair is not None:
-                return pair
+    return of_some_size(rng, 281, partial(_try, rng))
 
 
 def _try(rng: np.random.Generator, width: int, height: int) -> Pair | None:

@@ -66,14 +66,7 @@ def cell_targets(picture: Picture) -> Tensor:
 
 def clip_targets(clip: Clip) -> Tensor:
     """cell_targets of every step (things as they stand in its second frame), with what happens and when."""
-    size = (clip.width, clip.height, clip.resized_width, clip.resized_height)
-    steps = []
-    for step in range(len(clip.frames) // 2):
-        frame = 2 * step + 1
-        picture = Picture(clip.frames[frame], [t for a in clip.actors if (t := a.frames[frame]) is not None], *size)
-        picture.things.sort(key=picture.cell)
-        steps.append(cell_targets(picture))
-    targets = torch.cat(steps)
+    targets = torch.cat([cell_targets(clip.picture(frame)) for frame in range(1, len(clip.frames), 2)])
     targets[:, 18] = 0
     for actor in clip.actors:
         for step in range(len(clip.frames) // 2):

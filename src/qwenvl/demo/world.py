@@ -8,8 +8,9 @@ the outer edge of the last drawn pixel.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -45,6 +46,7 @@ MIN_SIDE = 28.0  # resized pixels; planned sides, so that drawn ones are at leas
 GAP = 6.0  # resized pixels between boxes, on at least one axis
 
 Box = tuple[float, float, float, float]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,17 @@ def sample_size(rng: np.random.Generator, training: bool = True) -> tuple[int, i
         a, b = int(uniform(rng, 84, 337)), int(uniform(rng, 84, 337))
         if max(a, b) <= 3 * min(a, b):
             return a, b
+
+
+def of_some_size(rng: np.random.Generator, longest: int, attempt: Callable[[int, int], Made | None]) -> Made:
+    """What `attempt(width, height)` makes, of sides 84 to `longest` - 1 and aspect 1:2 to 2:1; tried until it makes
+    something."""
+    while True:
+        width, height = (int(uniform(rng, 84, longest)) for _ in range(2))
+        if max(width, height) <= 2 * min(width, height):
+            made = attempt(width, height)
+            if made is not None:
+                return made
 
 
 def sample_picture(

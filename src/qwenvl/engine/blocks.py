@@ -55,18 +55,12 @@ class SlotPool:
         if old is not None and self._owners:
             capacity = max(capacity, old.capacity)
             slots = old.slots if old.slots >= slots else max(slots, min(2 * old.slots, self.max_slots))
-            self._cache = self._grown(old, slots, capacity)
+            self._cache = self._make(slots, capacity).filled(old)
         else:
             self._cache = old = None  # nothing to keep: let the old one go before the new one is made
             self._free = []
             self._cache = self._make(slots, capacity)
         self._free = [slot for slot in range(slots) if slot not in self._owners]
-
-    def _grown(self, old: SlotCache, slots: int, capacity: int) -> SlotCache:
-        new = self._make(slots, capacity)
-        for source, target in zip((*old.keys, *old.values), (*new.keys, *new.values), strict=True):
-            target[: old.slots, :, : old.capacity] = source
-        return new
 
     def acquire(self, owner: str) -> int:
         """The lowest free slot, now owned by `owner`. ensure() must have made room."""

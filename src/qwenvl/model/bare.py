@@ -167,12 +167,11 @@ class BareModel(PreTrained):
         Positions of each kind of item as in model.rope.mrope_positions. mm_token_type_ids is checked when given.
         """
         layout = padded((input_ids.shape[0], input_ids.shape[1]), input_ids.device, attention_mask, None)
-        given = Given(layout, None, layout.pack(input_ids), None, None)
+        ids = layout.pack(input_ids)
+        given = Given(layout, None, ids, None, None)
         media = Media(None, None, image_grid_thw, video_grid_thw, second_per_grid_ts, mm_token_type_ids)
-        media.check_types(given, layout.pack(input_ids), self.config)
-        found = vision_positions(
-            self.config, given.rows(layout.pack(input_ids)), image_grid_thw, video_grid_thw, second_per_grid_ts
-        )
+        media.check_types(given, ids, self.config)
+        found = vision_positions(self.config, given.rows(ids), image_grid_thw, video_grid_thw, second_per_grid_ts)
         deltas = [int(row.max()) + 1 - row.shape[1] if row.numel() else 0 for row in found]
         positions = layout.pad(torch.cat(found, 1).T.to(input_ids.device)).permute(2, 0, 1)
         return positions, torch.tensor(deltas, device=input_ids.device).unsqueeze(1)

@@ -60,10 +60,13 @@ class SlotCache:
 
     def resized(self, slots: int, capacity: int) -> SlotCache:
         """A cache with at least as many slots and as much room, that holds the same."""
-        new = SlotCache(self._config, slots, capacity, self.keys[0].dtype, self.keys[0].device)
-        for source, target in zip((*self.keys, *self.values), (*new.keys, *new.values), strict=True):
-            target[: self.slots, :, : self.capacity] = source
-        return new
+        return SlotCache(self._config, slots, capacity, self.keys[0].dtype, self.keys[0].device).filled(self)
+
+    def filled(self, old: SlotCache) -> SlotCache:
+        """Itself, with the content of a cache that has no more slots and no more room."""
+        for source, target in zip((*old.keys, *old.values), (*self.keys, *self.values), strict=True):
+            target[: old.slots, :, : old.capacity] = source
+        return self
 
     def selected(self, slots: Tensor) -> SlotCache:
         """A cache with the content of `slots`, int64 [n], in that order."""

@@ -125,11 +125,6 @@ def turn(positions: Tensor, inverse: Tensor, sections: tuple[int, ...], scaling:
     return (cos, sin) if scaling == 1.0 else (cos * scaling, sin * scaling)
 
 
-def text_rotation(positions: Tensor, head_dim: int, theta: float, sections: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """turn() without a rotary scaling."""
-    return turn(positions, inverse_frequencies(head_dim, theta, positions.device), sections)
-
-
 def vision_rotation(coordinates: Tensor, head_dim: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
     """cos and sin, float32 [P, 1, head_dim / 2], for patches at `coordinates` int64 [P, 2] (row, column).
 

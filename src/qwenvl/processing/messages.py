@@ -15,6 +15,7 @@ from typing import Any
 
 from qwenvl.media.policy import MediaError
 from qwenvl.media.resize import smart_resize
+from qwenvl.media.sampling import IMAGE_MAX_PIXELS, IMAGE_MIN_PIXELS
 
 IMAGE_SOURCES = ("image", "url", "path", "image_url")
 VIDEO_SOURCES = ("video", "url", "path", "video_url")
@@ -26,7 +27,6 @@ SECONDS = ("video_start", "video_end")
 RATES = ("fps", "sample_fps", "raw_fps")
 VIDEO_OPTIONS = (*COUNTS, *SECONDS, *RATES)
 MANY = 10**12  # no count, rate or time is as large
-ITEM_MIN, ITEM_MAX = 4 * 28 * 28, 16384 * 28 * 28  # limits for resized_height x resized_width, in pixels
 
 
 @dataclass
@@ -200,7 +200,7 @@ def _fixed_size(item: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     if any(item.get(name) is not None for name in ("min_pixels", "max_pixels")):
         raise ValueError(f"{where}: give resized_height and resized_width, or min_pixels and max_pixels, not both")
     with named(f"{where}, resized_height x resized_width"):
-        return smart_resize(height, width, min_pixels=ITEM_MIN, max_pixels=ITEM_MAX)
+        return smart_resize(height, width, min_pixels=IMAGE_MIN_PIXELS, max_pixels=IMAGE_MAX_PIXELS)
 
 
 def _check_calls(calls: Any, where: str) -> None:
