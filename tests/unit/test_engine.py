@@ -1,4 +1,4 @@
-"""The engine under a scripted model: scheduling, slots, streaming, stopping, aborting, errors."""
+"""The engine under a scripted model: scheduling, pages, streaming, stopping, aborting, errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from scripted import EOS, IMAGE, VISION_END, VISION_START, ByteTokenizer, ScriptedModel, prompt, script
 
 from qwenvl.engine import Engine, Request
-from qwenvl.engine.blocks import SlotPool
-from qwenvl.model.kv_cache import SlotCache
+from qwenvl.engine.blocks import PAGE
 from qwenvl.types import SamplingParams
 
 ANSWERS = {"one": "eins", "two": "zwei, and a long tail", "three": "drei €uro", "": "empty"}
@@ -20,6 +19,11 @@ ANSWERS = {"one": "eins", "two": "zwei, and a long tail", "three": "drei €uro"
 def engine_of(model: ScriptedModel | None = None, **options: Any) -> tuple[Engine, ScriptedModel]:
     model = model or ScriptedModel(script(ANSWERS))
     return Engine(model, ByteTokenizer(), **options), model
+
+
+def check(engine: Engine) -> None:
+    """The allocator's invariant: every page is accounted for."""
+    engine._pool.check(r.table for r in engine._scheduler.running)
 
 
 def request(model: ScriptedModel, text: str = "one", priority: int = 0, id: str = "", **params: Any) -> Request:
@@ -237,57 +241,39 @@ def test_any_schedule_gives_the_same_answers(seed: int) -> None:
         for event in engine.step():
             if event.finish_reason is None and luck.random() < 0.05:
                 aborted |= {event.request_id} if engine.abort(event.request_id) else set()
-        engine._pool.check()
+        check(engine)
         assert max(map(sum, model.steps), default=0) <= budget
     for r in asked:
         text = answers[bytes(r.prompt_ids[:-1]).decode()]
         assert text.startswith(r.text) if r.id in aborted else r.text == text
-    assert engine._pool.free == running
+    assert engine._pool.used == 0
 
 
-# Slots and cache
+# Pages
 
 
-def test_one_request_allocates_one_slot_of_what_it_needs() -> None:
+def test_the_cache_is_as_large_as_the_requests_need() -> None:
     engine, model = engine_of()
     engine.run([request(model, "one", max_new_tokens=10)])
-    assert (engine._pool.cache.slots, engine._pool.cache.capacity) == (1, 256)
-    engine.run([request(model, "one", max_new_tokens=300) for _ in range(3)])
-    assert (engine._pool.cache.slots, engine._pool.cache.capacity) == (3, 512)
+    assert engine.stats.cache_tokens == PAGE
+    engine.run([request(model, "one", max_new_tokens=300)])
+    assert engine.stats.cache_tokens == PAGE, "the answer is short: no more is taken before it is needed"
+    long, model = engine_of(ScriptedModel(script({"x" * 40: "ok"})))
+    long.run([request(model, "x" * 40, max_new_tokens=100)])
+    assert long.stats.cache_tokens == 9 * PAGE, "once it has to grow, it makes room for all 140 tokens side by side"
+    assert engine.stats.used_tokens == 0
 
 
-def test_the_pool_keeps_what_owned_slots_hold_when_it_grows() -> None:
-    config = ScriptedModel(script(ANSWERS)).config.text_config
-    pool = SlotPool(lambda slots, capacity: SlotCache(config, slots, capacity), max_slots=3)
-    pool.ensure(1, 10)
-    slot = pool.acquire("a")
-    pool.cache.keys[0][slot, 0, :3, 0] = torch.tensor([1.0, 2.0, 3.0])
-    pool.ensure(2, 300)
-    assert (pool.cache.slots, pool.cache.capacity) == (2, 512)
-    assert pool.cache.keys[0][slot, 0, :4, 0].tolist() == [1, 2, 3, 0]
-    pool.acquire("b")
-    pool.ensure(3, 20)
-    assert (pool.cache.slots, pool.cache.capacity, pool.free) == (3, 512, 1)
-    pool.check()
-    with pytest.raises(AssertionError, match="belongs to a"):
-        pool.release(slot, "b")
-    pool.release(slot, "a")
-    assert pool.acquire("c") == slot
-    pool._free.append(slot)
-    with pytest.raises(AssertionError):
-        pool.check()
-
-
-def test_abort_frees_the_slot_at_once() -> None:
+def test_abort_frees_the_pages_at_once() -> None:
     engine, model = engine_of(max_running=1)
     first, second = request(model, "two"), request(model, "one")
     engine.add(first)
     engine.add(second)
     engine.step()
     engine.step()
-    assert engine._pool.free == 0
+    assert engine._pool.used == 1
     assert engine.abort(first.id)
-    assert engine._pool.free == 1
+    assert engine._pool.used == 0
     assert not engine.abort(first.id)
     assert not engine.abort("no such request")
     events = engine.step()
@@ -303,7 +289,7 @@ def test_a_stream_closed_early_aborts_its_request() -> None:
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert asked.finish_reason == "abort"
-    assert engine._pool.free == 8
+    assert engine._pool.used == 0
 
 
 def test_a_run_that_is_interrupted_leaves_nothing_behind() -> None:
@@ -315,7 +301,7 @@ def test_a_run_that_is_interrupted_leaves_nothing_behind() -> None:
     engine, model = engine_of(ScriptedModel(interrupted))
     with pytest.raises(KeyboardInterrupt):
         engine.run([request(model), request(model)])
-    assert engine._pool.free == 8
+    assert engine._pool.used == 0
     engine.step()
     assert not engine.has_work
 
@@ -331,23 +317,55 @@ def test_chunk_boundaries_inside_a_picture(budget: int) -> None:
     assert len(model.encoded) == 2
 
 
-def test_equal_pictures_are_encoded_once_and_forgotten_at_the_end() -> None:
+def test_equal_pictures_are_encoded_once() -> None:
     engine, model = engine_of(ScriptedModel(looker))
     done = engine.run([picture(model, [5, 6]), picture(model, [5, 6], text="two"), picture(model, [6, 5])])
     assert [c.token_ids for c in done] == [[5, 6], [5, 6], [6, 5]]
     assert len(model.encoded) == 2
-    assert engine._runner.kept == 0
-    engine.run([picture(model, [5, 6])])
+    engine.run([picture(model, [5, 6], text="three")])
+    assert len(model.encoded) == 2, "the picture is found by its content after its requests have ended"
+    forgetful, model = engine_of(ScriptedModel(looker), vision_cache_bytes=0, prefix_cache=False)
+    for values in ([5, 6], [6, 5], [5, 6]):
+        assert forgetful.run([picture(model, values)])[0].token_ids == values
     assert len(model.encoded) == 3
 
 
-def test_a_picture_is_encoded_when_the_first_chunk_needs_it() -> None:
-    engine, model = engine_of(ScriptedModel(looker), max_running=1, token_budget=2)
-    engine.add(picture(model, [5, 6]))
+def test_pictures_are_encoded_ahead_of_their_turn_within_the_budget() -> None:
+    """Two patches' worth of budget a step: the second picture is ready when its request is admitted."""
+    engine, model = engine_of(ScriptedModel(looker), max_running=1, vision_budget=4)
+    asked = [picture(model, [5 + i]) for i in range(3)]
+    for one in asked:
+        engine.add(one)
+    counts = []
+    while engine.has_work:
+        engine.step()
+        counts.append(len(model.encoded))
+    assert counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[1] == 1, "nobody else is admitted beside the only one that may run"
+    assert [one.completion().token_ids for one in asked] == [[5], [6], [7]]
+
+
+def test_a_video_is_encoded_a_few_steps_of_time_at_once() -> None:
+    """Three time steps of 4 patches under a budget of 8: two calls, while the other request goes on answering."""
+    model = ScriptedModel(lambda history: looker(history) if min(history) < 0 else 65)
+    engine, _ = engine_of(model, vision_budget=8, max_running=2)
+    other = request(model, "one", max_new_tokens=8)
+    engine.add(other)
     engine.step()
-    assert model.encoded == []
+    ids = [65, VISION_START, *[IMAGE] * 3, VISION_END, *prompt("one")]
+    pixels = -torch.tensor([31.0, 32.0, 33.0]).repeat_interleave(4).unsqueeze(1)
+    inputs = {"input_ids": torch.tensor(ids), "pixel_values": pixels, "image_grid_thw": torch.tensor([[3, 2, 2]])}
+    clip = Request.from_inputs(inputs, model.config)
+    engine.add(clip)
     engine.step()
-    assert model.encoded == [[[1, 2, 4]]]
+    assert model.encoded == [[[2, 2, 2]]]
+    assert len(other.output_ids) == 2
+    engine.step()
+    assert model.encoded == [[[2, 2, 2]], [[1, 2, 2]]]
+    while engine.has_work:
+        engine.step()
+    assert clip.completion().token_ids == [31, 32, 33]
 
 
 # Errors stay with their request
@@ -361,8 +379,7 @@ def test_a_prompt_larger_than_the_capacity_fails_alone_with_both_numbers() -> No
     assert "10 tokens" in done[1].error
     assert "at most 8" in done[1].error
     assert done[0].text == "eins"
-    assert (done[2].text, done[2].finish_reason) == ("zwei,", "length")  # 4 + 5 - 1 = 8 tokens in the slot
-    assert engine._pool.cache.capacity == 8
+    assert (done[2].text, done[2].finish_reason) == ("zwei,", "length")  # 4 + 5 - 1 = 8 tokens in the cache
     event = next(engine.stream(request(model, "two" * 3)))
     assert (event.finish_reason, event.token_id) == ("error", None)
 
@@ -400,22 +417,24 @@ def test_a_picture_that_cannot_be_encoded_fails_alone() -> None:
     done = engine.run([picture(model, [5]), bad, picture(model, [6])])
     assert [c.token_ids for c in done] == [[5], [], [6]]
     assert "not a number in the pixels" in str(done[1].error)
-    assert engine._runner.kept == 0
+    check(engine)
 
 
 def test_a_request_for_which_there_is_no_memory_fails_alone() -> None:
-    engine, model = engine_of()
-    make = engine._pool._make
+    model = ScriptedModel(script({**ANSWERS, "x" * 2000: "never"}))
+    engine, _ = engine_of(model)
+    make = engine._pool.make
 
-    def limited(slots: int, capacity: int) -> SlotCache:
-        if capacity > 1000:
+    def limited(pages: int) -> Any:
+        if pages * PAGE > 1000:
             raise RuntimeError("out of memory")
-        return make(slots, capacity)
+        return make(pages)
 
-    engine._pool._make = limited
-    done = engine.run([request(model), request(model, "two", max_new_tokens=5000), request(model, "three")])
-    assert [c.text for c in done] == ["eins", "", "drei €uro"]
-    assert "no memory for a cache of 5003 tokens beside 2 waiting" in str(done[1].error)
+    engine._pool.make = limited
+    done = engine.run([request(model, "x" * 2000), request(model), request(model, "two"), request(model, "three")])
+    assert [c.text for c in done] == ["", "eins", "zwei, and a long tail", "drei €uro"]
+    assert "have 2001 tokens, but the cache has room for 0" in str(done[0].error)
+    assert "out of memory" in str(done[0].error)
 
 
 def test_mistakes_of_callers() -> None:
@@ -432,6 +451,6 @@ def test_mistakes_of_callers() -> None:
     with pytest.raises(ValueError, match="empty string"):
         engine.add(request(model, stop=("",)))
     with pytest.raises(ValueError, match="token_budget=4 is below max_running=8"):
-        Engine(model, token_budget=4)
+        Engine(model, token_budget=4, max_running=8)
     with pytest.raises(ValueError, match="capacity=0"):
         Engine(model, capacity=0)

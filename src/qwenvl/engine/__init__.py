@@ -11,7 +11,8 @@ second decoding loop; beam search (beam.py) is a way to choose, over the same ru
 one thread.
 """
 
-from .engine import Engine, StreamEvent
+from .engine import Engine
+from .events import EngineStats, StreamEvent
 from .generate import generate
 from .outputs import (
     GenerateBeamDecoderOnlyOutput,
@@ -24,6 +25,7 @@ from .streamers import TextIteratorStreamer, TextStreamer
 
 __all__ = [
     "Engine",
+    "EngineStats",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateDecoderOnlyOutput",
     "GenerateOutput",

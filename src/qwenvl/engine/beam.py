@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qwenvl.model.kv_cache import SlotCache
 
-from .engine import vision_ids
+from .end_ids import vision_ids
 from .logits import full_width, warp
 from .options import Options
 from .request import Request
@@ -71,7 +71,7 @@ class BeamSearch:
     def _wave(self, requests: Sequence[Request]) -> list[Search]:
         count = self._options.num_beams
         longest = max(len(request.prompt_ids) for request in requests)
-        cache = self._runner.make_cache(len(requests) * count, longest + self._options.params.max_new_tokens)
+        cache = self._runner.make_slots(len(requests) * count, longest + self._options.params.max_new_tokens)
         searches = [self._start(request, i * count, cache) for i, request in enumerate(requests)]
         while running := [search for search in searches if not search.over]:
             chunks = [Chunk(beam, beam.num_tokens - 1, beam.num_tokens) for search in running for beam in search.beams]
@@ -90,9 +90,9 @@ class BeamSearch:
         logits = torch.empty(0)
         for start in range(0, length, PREFILL_TOKENS):
             chunk = Chunk(beams[0], start, min(start + PREFILL_TOKENS, length))
-            self._runner.encode(chunk)
+            self._runner.vision.encode(beams[0])
             logits = self._finite([chunk], cache)
-        self._runner.release(beams[0].id)
+        self._runner.vision.release(beams[0].id)
         for beam in beams[1:]:
             assert beam.slot is not None
             cache.copy(first, beam.slot, length)
@@ -196,5 +196,5 @@ class BeamSearch:
             return
         index = torch.tensor(parents, device=self._device)
         for store in (*cache.keys, *cache.values):
-            mine = store[search.first : search.first + count, :, start:stop]
+            mine = cache.by_slot(store)[search.first : search.first + count, :, start:stop]
             mine.copy_(mine.index_select(0, index))

@@ -1,4 +1,4 @@
-"""The engine: add requests, step, read events. `step()` is the diagram: schedule, run, sample, tell.
+"""The engine: add requests, step, read events. `step()` is the diagram: look, schedule, run, draw, tell.
 
 Errors stay with the request that caused them: a prompt that does not fit, a picture that cannot be encoded,
 logits that are not finite. A request that fails has a finish_reason "error" and says why; the others go on.
@@ -8,47 +8,46 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from qwenvl.model.kv_cache import KVCache
 from qwenvl.types import Completion, FinishReason
 
-from .blocks import SlotPool
+from .blocks import PAGE, PagePool
 from .detokenizer import Decoder, TextStream
+from .end_ids import default_eos_ids, vision_ids
+from .events import EngineStats, StreamEvent, described
+from .intake import Intake
+from .lookup import Lookup
 from .request import Request, RequestState
 from .runner import Model, Runner
 from .sampler import Drawn, Sampler
 from .scheduler import Chunk, Scheduler
+from .vision_cache import VisionCache, tower_fingerprint
 
-
-@dataclass(frozen=True)
-class StreamEvent:
-    """What one step did to one request.
-
-    text: new text that will not change any more, often "". token_id: the token drawn, stop tokens included;
-    None when the request ended without one. finish_reason: None while the answer goes on. logprob: when asked
-    for.
-    """
-
-    request_id: str
-    text: str = ""
-    token_id: int | None = None
-    finish_reason: FinishReason | None = None
-    logprob: float | None = None
-    error: str | None = None
+MAX_RUNNING = 32
+AHEAD = 4  # waiting requests whose pictures are encoded before it is their turn
+DRAFT_ROWS = 16  # tokens of answers and drafts in one step: as long as reading the weights is what takes the time
+KEEP_BYTES = 2**30  # the cache rather grows to this size than forgets a prefix
 
 
 class Engine:
     """Continuous batching over one model. Not thread-safe: one thread adds, steps and aborts.
 
-    tokenizer: for text and stop strings; None = ids only. max_running: requests computed together. capacity:
-    most tokens (prompt and answer) of one request; None = as long as memory lasts. The cache is allocated for
-    what the requests need. token_budget: most tokens in one step; longer prompts come in chunks.
-    eos_token_ids: None = those of the model's generation_config, else of its config. skip_special_tokens:
-    False keeps control tokens such as <|box_start|> in the text.
+    tokenizer: for text and stop strings; None = ids only. max_running: requests computed together (32). capacity:
+    most tokens (prompt and answer) of one request; cache_tokens: of all together; None = as long as memory lasts.
+    token_budget: most tokens in one step; longer prompts come in chunks. prompt_budget: most prompt tokens in a step
+    that also goes on with answers. prefix_cache: find the beginning of a prompt among what was computed before.
+    vision_budget: patches that are encoded in one step, as far as items can be divided. vision_cache_bytes: embeddings
+    kept after their requests have ended; vision_folder: a folder that keeps them for other processes. draft_tokens:
+    most tokens that are guessed from the prompt and checked together (lookup.py); 0 = none. workers: threads that
+    prepare what is given to submit(); None = as many as suit the machine. eos_token_ids: None = those of the model's
+    generation_config, else of its config. skip_special_tokens: False keeps control tokens such as <|box_start|> in the
+    text.
     """
 
     def __init__(
@@ -56,34 +55,54 @@ class Engine:
         model: Model,
         tokenizer: Decoder | None = None,
         *,
-        max_running: int = 8,
+        max_running: int | None = None,
         capacity: int | None = None,
-        token_budget: int = 8192,
+        cache_tokens: int | None = None,
+        token_budget: int = 2048,
+        prompt_budget: int = 1024,
+        prefix_cache: bool = True,
+        vision_budget: int = 4096,
+        vision_cache_bytes: int = 2**28,
+        vision_folder: str | Path | None = None,
+        draft_tokens: int = 0,
+        workers: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
-        for name, value in (("max_running", max_running), ("capacity", 1 if capacity is None else capacity)):
-            if value < 1:
+        least = {"max_running": max_running, "capacity": capacity, "cache_tokens": cache_tokens, "workers": workers,
+                 "prompt_budget": prompt_budget, "vision_budget": vision_budget}  # fmt: skip
+        for name, value in least.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name}={value} is not valid: expected at least 1")
+        if min(draft_tokens, vision_cache_bytes) < 0:
+            raise ValueError(f"{draft_tokens=} and {vision_cache_bytes=}: expected 0 or more")
+        max_running = min(MAX_RUNNING, token_budget) if max_running is None else max_running
         if token_budget < max_running:
             raise ValueError(
                 f"token_budget={token_budget} is below max_running={max_running}: each running request needs "
                 "one token a step"
             )
         config = model.config
-        banned = vision_ids(config)
         self._tokenizer, self._skip_special = tokenizer, skip_special_tokens
         self._eos = frozenset(default_eos_ids(model) if eos_token_ids is None else eos_token_ids)
         self._context = int(config.text_config.context_length)
-        self._runner = Runner(model)
-        self._pool = SlotPool(self._runner.make_cache, max_running, capacity)
-        self._scheduler = Scheduler(self._pool, token_budget)
-        self._sampler = Sampler(config.text_config.vocab_size, banned, model.device, self._eos)
+        self._capacity, self._vision_budget, self._draft_tokens = capacity, vision_budget, draft_tokens
+        folder = None if vision_folder is None else Path(vision_folder)
+        fingerprint = "" if folder is None else tower_fingerprint(model)
+        self._runner = Runner(model, VisionCache(vision_cache_bytes, folder, fingerprint=fingerprint), vision_budget)
+        keep = KEEP_BYTES // KVCache.bytes_per_token(config.text_config, model.dtype)
+        self._pool = PagePool(self._runner.make_pages, cache_tokens, keep)
+        share = prefix_cache and not self._runner.depends_on_length
+        self._scheduler = Scheduler(self._pool, token_budget, prompt_budget, max_running, share)
+        self._sampler = Sampler(config.text_config.vocab_size, vision_ids(config), model.device, self._eos)
+        self._intake: Intake | None = None
+        self._workers, self._preparing = workers, dict[str, None]()
         self._live: dict[str, Request] = {}
         self._texts: dict[str, TextStream] = {}
+        self._lookups: dict[str, Lookup] = {}
         self._followed: dict[str, deque[StreamEvent]] = {}
         self._events: list[StreamEvent] = []
-        self._arrivals = 0
+        self._arrivals = self._drafted = self._accepted = self._rows = 0
 
     def add(self, request: Request) -> str:
         """Queue a request; returns its id (given here when it has none).
@@ -93,58 +112,89 @@ class Engine:
         """
         if request.state is not RequestState.NEW:
             raise ValueError(f"request {request.id!r} was added before ({request.state.value}): make a new one")
-        request.id = request.id or f"request-{self._arrivals}"
-        if request.id in self._live:
-            raise ValueError(f"request id {request.id!r} is in use: give each live request its own")
+        request.id = self._new_id(request.id)
         if request.params.stop and self._tokenizer is None:
             raise ValueError(f"stop={request.params.stop!r} needs text: give the engine a tokenizer")
         if self._tokenizer is not None:
             self._texts[request.id] = TextStream(self._tokenizer, request.params.stop, self._skip_special)
+        if self._draft_tokens and request.has_ids:
+            self._lookups[request.id] = Lookup(request.prompt_ids, request.lookup_sources)
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
         request.sampling = self._sampler.start(request.known_ids, request.params, request.hooks.process)
         self._live[request.id] = request
-        length, capacity = len(request.prompt_ids), self._pool.max_capacity
-        room = request.params.max_new_tokens if capacity is None else capacity - length + 1
-        request.limit = min(request.params.max_new_tokens, room)
+        limits = [n for n in (self._capacity, self._pool.most_tokens) if n is not None]
+        length, room = len(request.prompt_ids), min(limits, default=None)
+        most = request.params.max_new_tokens
+        request.limit = most if room is None else min(most, room - length + 1)
         self._scheduler.add(request)
-        if capacity is not None and length > capacity:
+        if room is not None and length > room:
             self._fail(
                 request,
                 ValueError(
-                    f"the prompt has {length} tokens, but a request may have at most {capacity} (the "
+                    f"the prompt has {length} tokens, but a request may have at most {room} (the "
                     "engine's capacity): shorten it, lower max_pixels, or raise the capacity"
                 ),
             )
         return request.id
 
+    def submit(self, prepare: Callable[[], Request], *, id: str = "", priority: int = 0) -> str:
+        """Queue a request that is still to be made: prepare() fetches, decodes and resizes pictures in a worker thread
+        while the engine computes. Returns its id, under which the request made will run. What prepare() raises becomes
+        the error of this request alone."""
+        if self._intake is None:
+            self._intake = Intake(self._workers)
+        id = self._new_id(id)
+        self._intake.submit(prepare, id, priority)
+        self._preparing[id] = None
+        self._arrivals += 1
+        return id
+
     def abort(self, request_id: str) -> bool:
-        """End a request now; its slot is free at once. False when no live request has this id."""
+        """End a request now; its pages are free at once. False when no live request has this id."""
+        if request_id in self._preparing:
+            assert self._intake is not None
+            self._intake.cancel(request_id)
+            del self._preparing[request_id]
+            self._tell(StreamEvent(request_id, finish_reason="abort"))
+            return True
         request = self._live.get(request_id)
         if request is None:
             return False
         self._finish(request, "abort")
         return True
 
+    def close(self) -> None:
+        """Abort everything and end the worker threads."""
+        for request_id in [*self._preparing, *self._live]:
+            self.abort(request_id)
+        if self._intake is not None:
+            self._intake.close()
+            self._intake = None
+
     @property
     def has_work(self) -> bool:
         """Whether step() has something to do or to tell."""
-        return bool(self._live or self._events)
+        return bool(self._live or self._events or self._preparing)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine in numbers, as it is now."""
+        scheduler, pool, vision = self._scheduler, self._pool, self._runner.vision.cache
+        return EngineStats(
+            len(self._preparing), len(scheduler.waiting), len(scheduler.running), scheduler.preemptions,
+            pool.tokens, pool.used * PAGE, pool.counts.asked, pool.counts.found,
+            vision.hits, vision.misses, vision.nbytes, self._drafted, self._accepted,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def step(self) -> list[StreamEvent]:
-        """Compute one packed batch and draw one token for each request that has caught up. Returns what
-        happened since the last step, in order."""
-        self._reserve()
-        ready = []
-        for chunk in self._scheduler.schedule():
-            try:
-                self._runner.encode(chunk)
-            except Exception as error:
-                self._fail(chunk.request, error)
-            else:
-                ready.append(chunk)
-        if ready:
-            self._advance(ready)
+        """Compute one packed batch and draw a token (with drafts: some tokens) for each request that has caught up.
+        Returns what happened since the last step, in order."""
+        self._take_in()
+        self._look()
+        chunks = self._schedule()
+        if chunks:
+            self._advance(chunks)
         events, self._events = self._events, []
         return events
 
@@ -186,22 +236,62 @@ class Engine:
             self.abort(request_id)
             del self._followed[request_id]
 
-    def _reserve(self) -> None:
-        """Room in the cache for who may be admitted. Where memory does not allow it, the largest one
-        fails."""
-        while self._scheduler.waiting:
+    def _take_in(self) -> None:
+        """Queue what the workers have prepared; with nothing else to do, wait for them a moment."""
+        if not self._preparing:
+            return
+        assert self._intake is not None
+        if not self._live and not self._events:
+            self._intake.wait(0.05)
+        for request_id, made in self._intake.ready():
+            if request_id not in self._preparing:
+                continue
+            del self._preparing[request_id]
             try:
-                self._scheduler.reserve()
-                return
-            except (RuntimeError, MemoryError) as error:
-                candidates = self._scheduler.candidates()
-                largest = max(candidates, key=lambda request: request.slot_tokens)
-                reason = MemoryError(
-                    f"no memory for a cache of {largest.slot_tokens} tokens beside {len(candidates) - 1} "
-                    f"waiting and {len(self._scheduler.running)} running requests ({error}): lower "
-                    "max_new_tokens, max_pixels or max_running"
-                )
-                self._fail(largest, reason)
+                if isinstance(made, Exception):
+                    raise made
+                made.id = request_id
+                self.add(made)
+            except Exception as error:
+                self._tell(StreamEvent(request_id, finish_reason="error", error=described(error)))
+
+    def _look(self) -> None:
+        """Encode pictures for the prompts that come next, the most urgent first, within the vision budget."""
+        vision, left = self._runner.vision, self._vision_budget
+        upcoming = self._scheduler.upcoming(AHEAD)
+        for request in upcoming:
+            have = max(request.computed, self._scheduler.matched(request) if request.computed == 0 else 0)
+            for item in request.items:
+                while item.start + item.tokens > have and left > 0 and not vision.has(item, request):
+                    try:
+                        left -= vision.advance(request, item)
+                    except Exception as error:
+                        self._fail(request, error)
+                        break
+                if request.finished or left <= 0:
+                    break
+        if vision.has_parts:
+            vision.forget_parts({item.content_hash for r in self._live.values() for item in r.items})
+
+    def _schedule(self) -> list[Chunk]:
+        """The scheduler's chunks; a request that can never be held fails."""
+        while True:
+            self._rows = len(self._scheduler.running)
+            try:
+                return self._scheduler.schedule(self._runner.vision.ready, self._draft if self._lookups else None)
+            except MemoryError as error:
+                request = getattr(error, "request", None)
+                if request is None:
+                    raise
+                self._fail(request, error)
+
+    def _draft(self, request: Request) -> tuple[int, ...]:
+        """Guesses for a request, as long as the step is small enough for them to cost little."""
+        lookup = self._lookups.get(request.id)
+        room = min(self._draft_tokens, DRAFT_ROWS - self._rows, request.limit - len(request.output_ids) - 1)
+        guess = lookup.draft(room) if lookup is not None else ()
+        self._rows += len(guess)
+        return guess
 
     def _advance(self, chunks: list[Chunk]) -> None:
         """Run chunks and draw tokens. When the model raises, each is run alone, so that only the one at fault
@@ -215,19 +305,48 @@ class Engine:
             for chunk in chunks:
                 self._advance([chunk])
             return
-        wanted = [chunk.request for chunk in chunks if chunk.wants_logits]
         for chunk in chunks:
             chunk.request.computed = chunk.stop
-        states = [request.sampling for request in wanted if request.sampling is not None]
-        draws = self._sampler.sample(logits, states)
-        damaged = any(drawn.error and drawn.damaged for drawn in draws)
-        where = self._runner.explain(chunks, self._pool.cache) if damaged else ""
-        for request, drawn in zip(wanted, draws, strict=True):
-            if drawn.error is not None:
-                fault = FloatingPointError(drawn.error + where) if drawn.damaged else ValueError(drawn.error)
-                self._fail(request, fault)
-            else:
+            if not chunk.wants_logits:
+                self._scheduler.publish(chunk.request)
+        self._draw(chunks, logits)
+
+    def _draw(self, chunks: list[Chunk], logits: Tensor) -> None:
+        """Draw the next token of each request that has caught up, and go on along its draft while that is right."""
+        live, before = [], {}
+        row = 0
+        for chunk in chunks:
+            if chunk.wants_logits:
+                live.append((chunk.request, row, chunk.draft))
+                before[chunk.request.id] = len(chunk.request.output_ids)
+                row += 1 + len(chunk.draft)
+        depth, wanted = 0, live
+        while live:
+            states = [request.sampling for request, _, _ in live if request.sampling is not None]
+            solid = depth == 0 and row == len(live)
+            rows = logits if solid else logits[[first + depth for _, first, _ in live]]
+            draws = self._sampler.sample(rows, states)
+            damaged = any(drawn.error and drawn.damaged for drawn in draws)
+            where = self._runner.explain(chunks, self._pool.cache) if damaged else ""
+            following = []
+            for (request, first, draft), drawn in zip(live, draws, strict=True):
+                if drawn.error is not None:
+                    fault = FloatingPointError(drawn.error + where) if drawn.damaged else ValueError(drawn.error)
+                    self._fail(request, fault)
+                    continue
                 self._take(request, drawn)
+                if request.state is RequestState.RUNNING and depth < len(draft) and drawn.token == draft[depth]:
+                    request.computed += 1
+                    following.append((request, first, draft))
+            live, depth = following, depth + 1
+        for request, _, draft in wanted:
+            if not request.finished:
+                self._scheduler.publish(request)
+                if request.id in self._lookups:
+                    new = request.output_ids[before[request.id] :]
+                    self._lookups[request.id].learn(len(draft), len(new) - 1 if draft else 0, new)
+            self._drafted += len(draft)
+            self._accepted += len(request.output_ids) - before[request.id] - 1 if draft else 0
 
     def _take(self, request: Request, drawn: Drawn) -> None:
         """Append a drawn token to its request, and tell."""
@@ -267,45 +386,34 @@ class Engine:
 
     def _fail(self, request: Request, error: Exception) -> None:
         request.exception = error
-        request.error = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        request.error = described(error)
         self._finish(request, "error")
 
     def _finish(self, request: Request, reason: FinishReason, text: str = "", drawn: Drawn | None = None) -> None:
-        """End a request: slot, embeddings and text state are released, the last event is told."""
+        """End a request: pages, embeddings and text state are released, the last event is told."""
         stream = self._texts.pop(request.id, None)
         if stream is not None:
             text += stream.flush()
         request.text += text
         request.finish_reason = reason
+        if reason != "error" and request.state is RequestState.RUNNING:
+            self._scheduler.publish(request)
         self._scheduler.remove(request)
-        self._runner.release(request.id)
+        self._runner.vision.release(request.id)
+        self._lookups.pop(request.id, None)
         del self._live[request.id]
         request.sampling = None
         token, logprob = (None, None) if drawn is None else (drawn.token, drawn.logprob)
         self._tell(StreamEvent(request.id, text, token, reason, logprob, request.error))
 
+    def _new_id(self, wanted: str) -> str:
+        """An id that no live request has. ValueError for one in use."""
+        new = wanted or f"request-{self._arrivals}"
+        if new in self._live or new in self._preparing:
+            raise ValueError(f"request id {new!r} is in use: give each live request its own")
+        return new
+
     def _tell(self, event: StreamEvent) -> None:
         self._events.append(event)
         if event.request_id in self._followed:
             self._followed[event.request_id].append(event)
-
-
-def vision_ids(config: Any) -> tuple[int, ...]:
-    """Ids that are never generated: pictures cannot be written, only shown."""
-    return (
-        config.image_token_id,
-        config.video_token_id,
-        config.vision_start_token_id,
-        config.vision_end_token_id,
-    )
-
-
-def default_eos_ids(model: Any) -> tuple[int, ...]:
-    """End-of-answer ids of a model: those of its generation_config (object or dict), else of its config."""
-    settings = getattr(model, "generation_config", None)
-    ids = settings.get("eos_token_id") if isinstance(settings, dict) else getattr(settings, "eos_token_id", None)
-    if ids is None:
-        ids = getattr(model.config, "eos_token_id", None)
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)

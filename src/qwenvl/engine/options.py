@@ -16,7 +16,7 @@ from torch import Tensor
 from qwenvl.checkpoint.generation_config import NOT_SUPPORTED, OPTION_NAMES
 from qwenvl.types import SamplingParams
 
-from .engine import default_eos_ids
+from .end_ids import default_eos_ids
 
 DEFAULT_NEW_TOKENS = 20  # as documented, with a warning
 DEFAULT_TOP_K = 50  # as documented, when sampling

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from qwenvl.model.kv_cache import PageTable
 from qwenvl.model.rope import mrope_positions
 from qwenvl.types import Completion, FinishReason, SamplingParams
 
@@ -66,10 +67,13 @@ class Request:
 
     positions: int64 [3, L]; the token at index i >= L has position i + delta on all three rows. priority:
     larger goes first; equal ones in order of arrival. computed: tokens (of prompt and answer) whose keys and
-    values are in the cache. The scheduler's rule is that computed catches up with num_tokens. limit: how many
-    tokens may be generated (max_new_tokens, or what the cache leaves). output_ids: everything generated, a
-    stop token included; completion() leaves that one out. prompt_embeds: [L, D] in place of the embeddings of
-    prompt_ids, pictures excepted; has_ids: False where prompt_ids only hold the places of such embeddings.
+    values are in the cache. The scheduler's rule is that computed catches up with num_tokens. table: its pages there
+    (slot: its slot, in a beam search); page_keys: what they are found by (prefix.py), of which the first `published`
+    can be found. found: tokens that did not have to be computed. queued: the step it began to wait in. limit: how
+    many tokens may be generated (max_new_tokens, or what the cache leaves). output_ids: everything generated, a stop
+    token included; completion() leaves that one out. prompt_embeds: [L, D] in place of the embeddings of prompt_ids,
+    pictures excepted; has_ids: False where prompt_ids only hold the places of such embeddings.
+    lookup_sources: token sequences beside the prompt that the answer may repeat (the page before, a schema).
     """
 
     prompt_ids: list[int]
@@ -82,11 +86,17 @@ class Request:
     prompt_embeds: Tensor | None = None
     has_ids: bool = True
     hooks: Hooks = field(default_factory=Hooks)
+    lookup_sources: list[list[int]] = field(default_factory=list)
 
     state: RequestState = field(default=RequestState.NEW, init=False)
     arrival: int = field(default=0, init=False)
     slot: int | None = field(default=None, init=False)
+    table: PageTable = field(default_factory=PageTable, init=False)
     computed: int = field(default=0, init=False)
+    page_keys: list[bytes] = field(default_factory=list, init=False)
+    published: int = field(default=0, init=False)
+    queued: int = field(default=0, init=False)
+    found: int = field(default=0, init=False)
     limit: int = field(default=0, init=False)
     output_ids: list[int] = field(default_factory=list, init=False)
     output_logprobs: list[float] = field(default_factory=list, init=False)
@@ -178,9 +188,18 @@ class Request:
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
-    def slot_tokens(self) -> int:
+    def most_tokens(self) -> int:
         """Room in tokens that the whole answer needs in the cache (its last token is never written there)."""
         return len(self.prompt_ids) + self.limit - 1
+
+    @property
+    def first_page(self) -> int:
+        """Where it lies in the cache: neighbours there are put side by side in a batch."""
+        return self.table.pages[0]
+
+    def reset(self) -> None:
+        """Forget what is in the cache; it will be computed again, or found."""
+        self.table, self.computed, self.published = PageTable(), 0, 0
 
     @property
     def finished(self) -> bool:

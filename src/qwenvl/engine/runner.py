@@ -1,26 +1,22 @@
-"""Chunks -> one packed batch -> logits. The only place of the engine that touches the model.
-
-A picture is encoded when the first chunk that holds one of its tokens is run, and its embeddings are kept
-under its content hash for as long as a request that shows it lives: two names of one picture cost one
-encoding.
-"""
+"""Chunks -> one packed batch -> logits. With vision.py the only place of the engine that touches the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qwenvl.model.finite import first_non_finite
-from qwenvl.model.kv_cache import SlotCache
+from qwenvl.model.kv_cache import PagedCache, SlotCache
 from qwenvl.model.rope_types import BY_LENGTH
 from qwenvl.types import PackedBatch, SeqInfo
 
+from .blocks import PAGE
 from .request import VisionItem
 from .scheduler import Chunk
+from .vision import Vision, culprit
+from .vision_cache import VisionCache
 
 
 class Model(Protocol):
@@ -43,58 +39,34 @@ class Model(Protocol):
 
 
 class Runner:
-    """Runs chunks on a model, and keeps the vision embeddings of live requests."""
+    """Runs chunks on a model. vision: where the embeddings of pictures come from."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, cache: VisionCache | None = None, vision_budget: int = 2**40) -> None:
         self._model = model
-        self._embeds: dict[str, Tensor] = {}
-        self._users: dict[str, set[str]] = {}
-
-    def make_cache(self, slots: int, capacity: int) -> SlotCache:
-        """An empty KV cache that fits the model."""
-        model = self._model
-        return SlotCache(model.config.text_config, slots, capacity, model.dtype, model.device)
-
-    def encode(self, chunk: Chunk) -> None:
-        """Encode the pictures and videos that this chunk is the first to need.
-
-        One item a call: an answer does not depend on whose pictures came along, a bad picture fails alone,
-        and the tower's memory is that of one picture.
-        """
-        for item in _items_in(chunk):
-            if item.content_hash not in self._embeds:
-                grid = torch.tensor([item.grid], device=self._model.device)
-                encode = partial(self._model.encode_vision, item.patches.to(self._model.device), grid)
-                embeds = encode()
-                if not bool(torch.isfinite(embeds).all()):
-                    raise FloatingPointError(f"the vision tower's output is not finite{self._culprit(encode)}")
-                assert embeds.shape[0] == item.tokens, (embeds.shape, item.tokens)
-                self._embeds[item.content_hash] = embeds
-            self._users.setdefault(item.content_hash, set()).add(chunk.request.id)
-
-    def explain(self, chunks: list[Chunk], cache: SlotCache) -> str:
-        """Where logits that are not finite come from, found by computing the chunks once more under watch."""
-        return self._culprit(partial(self.run, chunks, cache))
-
-    def _culprit(self, compute: Callable[[], Tensor]) -> str:
-        name = first_non_finite(self._model, compute) if isinstance(self._model, nn.Module) else None
-        return f", first at {name}: load the model in bfloat16 or float32" if name else ""
-
-    def release(self, request_id: str) -> None:
-        """Forget the embeddings that only this request needed."""
-        for key, users in list(self._users.items()):
-            users.discard(request_id)
-            if not users:
-                del self._users[key], self._embeds[key]
+        self.vision = Vision(model, cache or VisionCache(0), vision_budget)
 
     @property
-    def kept(self) -> int:
-        """How many pictures' embeddings are held."""
-        return len(self._embeds)
+    def depends_on_length(self) -> bool:
+        """Whether keys depend on how long the whole prompt is (some rotary scalings), so that prefixes cannot be
+        shared."""
+        return getattr(self._model.config.text_config, "rope_type", "default") in BY_LENGTH
 
-    def run(self, chunks: list[Chunk], cache: SlotCache) -> Tensor:
-        """Compute the chunks: keys and values go to the cache, logits [N, vocabulary] come back, one row for
-        each chunk that wants_logits, in order. encode() must have been called for each chunk."""
+    def make_pages(self, pages: int) -> PagedCache:
+        """An empty cache in pages that fits the model."""
+        return PagedCache(self._model.config.text_config, pages, PAGE, self._model.dtype, self._model.device)
+
+    def make_slots(self, slots: int, capacity: int) -> SlotCache:
+        """An empty cache in slots that fits the model."""
+        return SlotCache(self._model.config.text_config, slots, capacity, self._model.dtype, self._model.device)
+
+    def explain(self, chunks: list[Chunk], cache: PagedCache | SlotCache) -> str:
+        """Where logits that are not finite come from, found by computing the chunks once more under watch."""
+        return culprit(self._model, partial(self.run, chunks, cache))
+
+    def run(self, chunks: list[Chunk], cache: PagedCache | SlotCache) -> Tensor:
+        """Compute the chunks: keys and values go to the cache, logits [N, vocabulary] come back: for each chunk that
+        wants_logits, in order, those behind its last token and behind each token of its draft. vision.ready() must
+        have said that each chunk can be computed."""
         device = self._model.device
         ids: list[int] = []
         rows: list[int] = []
@@ -108,18 +80,18 @@ class Runner:
                 places.extend(range(at, at + len(part)))
             for item in _items_in(chunk) if given is None else ():
                 first, last = max(item.start, chunk.start), min(item.start + item.tokens, chunk.stop)
-                embeds.append(self._embeds[item.content_hash][first - item.start : last - item.start])
+                embeds.append(self.vision.embeds(item)[first - item.start : last - item.start])
                 places.extend(range(len(ids) + first - chunk.start, len(ids) + last - chunk.start))
-            ids.extend(chunk.request.token_ids(chunk.start, chunk.stop))
+            ids += chunk.request.token_ids(chunk.start, chunk.stop)
             if chunk.wants_logits:
-                rows.append(len(ids) - 1)
-        new, cached = [c.stop - c.start for c in chunks], [c.start for c in chunks]
-        slots = [_slot(chunk) for chunk in chunks]
+                rows += range(len(ids) - 1, len(ids) + len(chunk.draft))
+            ids += chunk.draft
+        new, cached = [c.tokens for c in chunks], [c.start for c in chunks]
         batch = PackedBatch(
             token_ids=torch.tensor(ids, device=device),
-            positions=torch.cat([c.request.positions_of(c.start, c.stop) for c in chunks], dim=1).to(device),
+            positions=_positions(chunks).to(device),
             seq=SeqInfo.from_lengths(new, cached),
-            kv=cache.view(slots, cached, new),
+            kv=_view(cache, chunks, cached, new),
             vision_embeds=torch.cat(embeds) if embeds else None,
             vision_index=torch.tensor(places, device=device) if embeds else None,
             logits_index=torch.tensor(rows, dtype=torch.long, device=device),
@@ -129,7 +101,7 @@ class Runner:
 
     def _reach(self, chunks: list[Chunk]) -> tuple[int, ...] | None:
         """How many positions each prompt takes, for the rotary scalings that go by it."""
-        if getattr(self._model.config.text_config, "rope_type", "default") not in BY_LENGTH:
+        if not self.depends_on_length:
             return None
         return tuple(int(chunk.request.positions.max()) + 1 for chunk in chunks)
 
@@ -138,7 +110,7 @@ class Runner:
         part = prompt_embeds[chunk.start : chunk.stop].to(self._model.device, self._model.dtype, copy=True)
         for item in _items_in(chunk):
             first, last = max(item.start, chunk.start), min(item.start + item.tokens, chunk.stop)
-            shown = self._embeds[item.content_hash][first - item.start : last - item.start]
+            shown = self.vision.embeds(item)[first - item.start : last - item.start]
             part[first - chunk.start : last - chunk.start] = shown.to(part.dtype)
         return part
 
@@ -148,6 +120,16 @@ def _items_in(chunk: Chunk) -> list[VisionItem]:
     return [i for i in chunk.request.items if i.start < chunk.stop and i.start + i.tokens > chunk.start]
 
 
-def _slot(chunk: Chunk) -> int:
-    assert chunk.request.slot is not None, "a chunk belongs to a request that holds a slot"
-    return chunk.request.slot
+def _positions(chunks: list[Chunk]) -> Tensor:
+    """int64 [3, T] of all chunks; those of answers, which count on in all three rows, cost one tensor together."""
+    if all(chunk.start >= len(chunk.request.prompt_ids) for chunk in chunks):
+        counted = [i + c.request.delta for c in chunks for i in range(c.start, c.start + c.tokens)]
+        return torch.tensor(counted).expand(3, -1)
+    return torch.cat([c.request.positions_of(c.start, c.start + c.tokens) for c in chunks], dim=1)
+
+
+def _view(cache: PagedCache | SlotCache, chunks: list[Chunk], cached: list[int], new: list[int]) -> Any:
+    if isinstance(cache, PagedCache):
+        return cache.view([chunk.request.table for chunk in chunks], cached, new)
+    slots = [chunk.request.slot for chunk in chunks]
+    return cache.view([slot for slot in slots if slot is not None], cached, new)

@@ -105,12 +105,16 @@ class Sampler:
         return scores
 
     def sample(self, logits: Tensor, states: Sequence[SamplerState]) -> list[Drawn]:
-        """One token for each row of logits, float32 [N, vocabulary]. A row with a value that is not finite
-        gives an error for that row alone."""
+        """One token for each row of logits, float32 [N, vocabulary], which may be overwritten. A row with a value that
+        is not finite gives an error for that row alone."""
         if not states:
             return []
-        finite = torch.isfinite(logits).all(dim=-1)
-        scores = self.process(torch.where(finite.unsqueeze(1), logits, 0.0), states)
+        low, high = logits.aminmax(dim=-1)  # NaN wins both
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        kept = any(state.params.logprobs or state.params.keep_logits for state in states)
+        damaged = not bool(finite.all())
+        scores = logits.clone() if kept or damaged else logits
+        scores = self.process(scores.masked_fill_(~finite.unsqueeze(1), 0.0) if damaged else scores, states)
         best, tokens = scores.max(dim=-1)
         usable = [True] * len(states)
         if any(state.process is not None or restricts(state.params) for state in states):

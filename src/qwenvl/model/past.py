@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from qwenvl.model.kv_cache import SlotCache, SlotView
+from qwenvl.model.kv_cache import CacheView, SlotCache
 from qwenvl.model.text import TextConfig
 from qwenvl.types import KVView
 
@@ -101,16 +101,17 @@ class PastKeyValues:
         return tuple(self)
 
     def _columns(self, store: Tensor) -> Tensor:
+        store = self._cache.by_slot(store)
         place = (self.seen.long().cumsum(-1) - 1).clamp(min=0)
         index = place.view(len(place), 1, -1, 1).expand(-1, store.shape[1], -1, store.shape[3])
         return store.gather(2, index) * self.seen.view(len(place), 1, -1, 1)
 
 
-class RecordingView(SlotView):
+class RecordingView(CacheView):
     """A view through which gradients reach the new keys and values; what was cached before is a constant."""
 
     def __init__(self, cache: SlotCache, slots: list[int], cached: list[int], new: list[int]) -> None:
-        super().__init__(cache, slots, cached, new)
+        super().__init__(cache, cache.runs(slots, cached, new), cached, new)
         self._starts = cached
         self._firsts = [sum(new[:i]) for i in range(len(new))]
         self._fresh: dict[int, tuple[Tensor, Tensor]] = {}
