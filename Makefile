@@ -24,7 +24,8 @@ lint: $(VENV)/.dev
 features: $(BIN)/python
 	$(BIN)/python tests/feature_table.py
 
-bench: $(VENV)/.core
+bench: $(VENV)/.dev
+	$(BIN)/qwenvl bench --out out/bench
 	$(BIN)/python bench/start.py
 	$(BIN)/python bench/video.py
 
@@ -34,10 +35,12 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.core: pyproject.toml | $(BIN)/python
+NATIVE := setup.py $(wildcard src/qwenvl/kernels/csrc/*)
+
+$(VENV)/.core: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml $(NATIVE) | $(BIN)/python
 	$(PIP) --editable ".[dev,train]"
 	touch $@ $(VENV)/.core

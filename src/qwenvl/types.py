@@ -70,6 +70,13 @@ class SeqInfo:
 class KVView(Protocol):
     """The part of a KV cache that one packed batch reads and writes."""
 
+    @property
+    def runs(self) -> list[list[tuple[int, int]]]:
+        """Where the tokens of each sequence lie in the storage, new ones included: (first place, how many), in order."""
+
+    def storage(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all sequences, each [kv heads, places, D]."""
+
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Store new keys and values, each [T, kv heads, D], behind what is cached."""
 
@@ -92,6 +99,8 @@ class PackedBatch:
     inputs_embeds: [T, D] in place of the embedding of token_ids (documented argument of forward).
     reach: how many positions the whole prompt of each sequence takes, where the batch holds a part of it only; the
         rotary scalings that depend on the length of a request need it (model/rope_types.py).
+    rotation, layout: what the model makes of positions and of seq (cos and sin [T, 1, D / 2]; a Plan of
+        model/attention.py), where the caller has them ready: a CUDA graph can make no tensors from numbers.
     """
 
     token_ids: Tensor
@@ -103,6 +112,8 @@ class PackedBatch:
     logits_index: Tensor | None = None
     inputs_embeds: Tensor | None = None
     reach: tuple[int, ...] | None = None
+    rotation: tuple[Tensor, Tensor] | None = None
+    layout: Any = None
 
 
 @dataclass(frozen=True)

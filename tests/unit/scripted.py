@@ -76,7 +76,7 @@ class ScriptedModel:
             vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=2),
         )
 
-    def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+    def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor, affine: object = None) -> Tensor:
         """The mean of each 4 patches' first column: [P / 4, 1]."""
         self.encoded.append(grid_thw.tolist())
         if torch.isnan(pixel_values).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -366,6 +368,65 @@ def test_a_video_is_encoded_a_few_steps_of_time_at_once() -> None:
     while engine.has_work:
         engine.step()
     assert clip.completion().token_ids == [31, 32, 33]
+
+
+# Requests that are prepared in workers
+
+
+def test_requests_are_prepared_beside_the_engine() -> None:
+    engine, model = engine_of()
+    threads = []
+
+    def prepare(text: str) -> Request:
+        threads.append(threading.current_thread())
+        return request(model, text)
+
+    done = engine.run([partial(prepare, "two"), request(model, "one"), partial(prepare, "three")])
+    assert [c.text for c in done] == ["zwei, and a long tail", "eins", "drei €uro"]
+    assert threading.main_thread() not in threads
+    engine.close()
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_request_that_cannot_be_prepared_fails_alone() -> None:
+    engine, model = engine_of()
+
+    def broken() -> Request:
+        raise ValueError("the picture is damaged")
+
+    done = engine.run([broken, request(model, "one")])
+    assert (done[0].finish_reason, done[0].error) == ("error", "the picture is damaged")
+    assert done[1].text == "eins"
+    name = engine.submit(broken, id="mine")
+    with pytest.raises(ValueError, match="'mine' is in use"):
+        engine.submit(broken, id="mine")
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    assert [(e.request_id, e.finish_reason, e.error) for e in events] == [(name, "error", "the picture is damaged")]
+    engine.close()
+
+
+def test_a_request_is_aborted_while_it_is_prepared() -> None:
+    engine, model = engine_of()
+    begun, go = threading.Event(), threading.Event()
+
+    def slow() -> Request:
+        begun.set()
+        assert go.wait(10)
+        return request(model, "one")
+
+    engine.submit(slow, id="slow")
+    assert begun.wait(10)
+    assert engine.stats.preparing == 1
+    assert engine.abort("slow")
+    go.set()
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    assert [(e.request_id, e.finish_reason) for e in events] == [("slow", "abort")]
+    engine.close()
+    assert model.steps == []
 
 
 # Errors stay with their request

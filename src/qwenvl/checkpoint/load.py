@@ -5,14 +5,15 @@ so that a checkpoint which does not fit is refused, with everything that is wron
 Then tensors go one by one to their dtype and device. On the CPU in the file's own dtype they stay mapped from the
 file (privately: writing to them does not change it). Else they are copied COPY_BYTES at a time, and the file is
 opened anew for each piece, as mapped pages that were read count as ours until it is closed. So peak memory is the
-weights and little more.
+weights and little more. A weight that is to be quantized is mapped by itself, packed and dropped before the next is
+read: the peak is the quantized model and one tensor.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +36,7 @@ from qwenvl.config import (
 )
 from qwenvl.model.backends import require_flash
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from qwenvl.quantization import QuantizeOptions, check_device, choose, finish, options_of, swap
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -84,14 +86,18 @@ def load_model(
     attn_implementation: str = "sdpa",
     device: str | torch.device = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
+    quantize: str | QuantizeOptions | None = None,
 ) -> Model:
     """The model in `folder`, in eval mode on `device`, with every weight loaded.
 
     dtype: "auto" or None takes that of config.json, or of the files where it says none; else "float32", "bfloat16",
     "float16" or the torch.dtype. on_progress(bytes done, bytes in all) is called after every tensor.
+    quantize: "int8", "int4", or the scheme of every part; on the CPU only. Activations stay in `dtype`.
     Raises ValueError for a wrong argument or config.json, CheckpointError for files that do not fit it.
     """
-    return load_folder(None, Path(folder), dtype, attn_implementation, device_of(device), on_progress)
+    return load_folder(
+        None, Path(folder), dtype, attn_implementation, device_of(device), on_progress, quantize=quantize
+    )
 
 
 class _NoInit(TorchFunctionMode):
@@ -114,9 +120,13 @@ def load_folder(
     device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
     adapt: Callable[[Any], Any] | None = None,
+    quantize: str | QuantizeOptions | None = None,
 ) -> Model:
     """load_model for a model of class `kind` (None: the class of the checkpoint's family). adapt: the configuration of
     the folder -> the one to build from."""
+    options = None if quantize is None else options_of(quantize)
+    if options is not None:
+        check_device(device)
     config = _config(kind, folder) if adapt is None else adapt(_config(kind, folder))
     prefix: str = getattr(kind, "weights_prefix", "")  # of a bare model, which is a part of the whole
     entries = [entry for entry in _entries(folder) if (module_name(entry.key) or "").startswith(prefix)]
@@ -126,17 +136,24 @@ def load_folder(
     with torch.device("meta"), _NoInit():
         model = cast(type[Model], kind or MODELS[config.model_type])(config.replace(dtype=chosen), attn_implementation)
     slots = {prefix + name: slot for name, slot in model.state_dict(keep_vars=True).items()}
+    schemes = {} if options is None else choose({name: slot.shape for name, slot in slots.items()}, options)
     if config.tie_word_embeddings:
         slots.pop(HEAD, None)
     wanted = _match(folder, {name: tuple(slot.shape) for name, slot in slots.items()}, entries)
     total, done = sum(entry.nbytes for entry in wanted.values()), 0
-    for name, tensor in _read(wanted, chosen, device):
+    for name, tensor in _read(wanted, chosen, device, {f"{module}.weight" for module in schemes}):
         module, _, leaf = name.removeprefix(prefix).rpartition(".")
-        setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, slots[name].requires_grad))
+        if leaf == "weight" and prefix + module in schemes:
+            swap(model, module, tensor, schemes[prefix + module], chosen)
+        else:
+            setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, slots[name].requires_grad))
+        del tensor  # before the next one is read
         done += wanted[name].nbytes
         if on_progress is not None:
             on_progress(done, total)
     model.tie_weights()
+    if options is not None:
+        finish(model, options, schemes, sum(torch.Size(e.shape).numel() for e in wanted.values()) * chosen.itemsize)
     assert not any(slot.is_meta for slot in (*model.parameters(), *model.buffers())), "a weight was left out"
     settings = folder / GENERATION_NAME
     model.generation_config = GenerationConfig.from_file(settings) if settings.is_file() else GenerationConfig()
@@ -282,14 +299,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _read(wanted: dict[str, Entry], dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, in the order of their files, in `dtype` on `device`."""
+def _read(
+    wanted: dict[str, Entry], dtype: torch.dtype, device: torch.device, passing: Set[str] = frozenset()
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, in the order of their files, in `dtype` on `device`. passing: those that will not be kept; they
+    come in the file's dtype, each mapped by itself, so that nothing of them stays."""
     for path in sorted({entry.path for entry in wanted.values()}):
         with safe_open(path, framework="pt") as file:
             for name, entry in wanted.items():
-                if entry.path == path:
+                if entry.path == path and name in passing:
+                    yield name, _alone(entry)
+                elif entry.path == path:
                     mapped = device.type == "cpu" and entry.dtype == dtype
                     yield name, file.get_tensor(entry.key) if mapped else _copied(entry, dtype, device)
+
+
+def _alone(entry: Entry) -> Tensor:
+    """One tensor in a mapping of its own, which ends with it."""
+    with safe_open(entry.path, framework="pt") as file:
+        return cast(Tensor, file.get_tensor(entry.key))
 
 
 def _copied(entry: Entry, dtype: torch.dtype, device: torch.device) -> Tensor:

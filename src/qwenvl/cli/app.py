@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from qwenvl.cli.ask import ask
+from qwenvl.cli.bench import bench
 from qwenvl.cli.demo import demo
 from qwenvl.cli.eval import evaluate
 from qwenvl.cli.info import info
@@ -30,6 +31,7 @@ app.command("info")(info)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("demo")(demo)
+app.command("bench")(bench)
 
 
 def _version(wanted: bool) -> None:

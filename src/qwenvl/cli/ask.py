@@ -15,6 +15,7 @@ from qwenvl.cli.inputs import (
     MaxPixelsOption,
     MinPixelsOption,
     ModelOption,
+    QuantizeOption,
     check_load,
     find_model,
     open_media,
@@ -49,6 +50,7 @@ def ask(
     end: Annotated[float | None, typer.Option(help="End of the part of a video to look at, seconds.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question about pictures and videos, or about none."""
@@ -65,12 +67,12 @@ def ask(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    check_load(dtype, device)
+    check_load(dtype, device, quantize)
     found = find_model(model)
     options = VideoOptions(fps=fps, max_frames=max_frames, video_start=start, video_end=end)
     media = open_media(sources, min_pixels, max_pixels, options)
 
-    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels)
+    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels, quantize=quantize)
     stream = assistant.stream(media, question, sampling, system=system)
     for piece in stream:
         if not as_json:

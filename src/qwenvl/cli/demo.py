@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwenvl.cli.inputs import ModelOption, find_model, start_assistant
+from qwenvl.cli.inputs import ModelOption, QuantizeOption, check_quantize, find_model, start_assistant
 
 if TYPE_CHECKING:
     from qwenvl.tasks import Assistant
@@ -19,8 +19,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures; made when it is missing.")] = Path("out"),
     seed: Annotated[int | None, typer.Option(min=0, help="Draws the same picture again.")] = None,
     model: ModelOption = "demo",
+    quantize: QuantizeOption = None,
 ) -> None:
     """Draw a picture, ask about it, find what is in it; the same with a shipped picture, two pictures and a video."""
+    check_quantize(quantize)
     found = find_model(model)
 
     import numpy as np
@@ -38,7 +40,7 @@ def demo(
     Image.fromarray(fresh.image).save(path)
 
     started = time.perf_counter()
-    assistant = start_assistant(found)
+    assistant = start_assistant(found, quantize=quantize)
     print(f"model     {model}, loaded in {time.perf_counter() - started:.2f} s")
     print(f"\nA picture drawn just now (--seed {seed} draws it again):")
     _show(assistant, path, out)

@@ -12,6 +12,7 @@ from qwenvl.cli.inputs import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    QuantizeOption,
     check_load,
     find_model,
     start_assistant,
@@ -26,6 +27,7 @@ def evaluate(
     model: ModelOption = "demo",
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
     mistakes: Annotated[int, typer.Option(min=0, help="Show so many wrong answers of each task.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -37,13 +39,13 @@ def evaluate(
     for name in tasks:
         if name not in TASKS:
             raise ValueError(f"--task {name} is not known: expected one of {', '.join(TASKS)}")
-    check_load(dtype, device)
+    check_load(dtype, device, quantize)
     found = find_model(model)
 
     from rich.console import Console
     from rich.progress import Progress
 
-    assistant = start_assistant(found, dtype, device, max_running=BATCH)
+    assistant = start_assistant(found, dtype, device, max_running=BATCH, quantize=quantize)
     use_sizes_of_the_world(assistant.processor)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("answers", total=pictures * len(tasks))

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any
 
 import typer
 
-from qwenvl.cli.inputs import JsonOption, find_model
+from qwenvl.cli.inputs import JsonOption, QuantizeOption, check_quantize, find_model
 from qwenvl.cli.model_files import ModelFiles
 
 
 def info(
     model: Annotated[str, typer.Argument(help="demo, a checkpoint's folder, or its name on the hub.")] = "demo",
+    quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show configuration, parameters, vocabulary, dtype, limits and files of a checkpoint."""
-    report = describe(find_model(model))
+    """Show configuration, parameters, vocabulary, dtype, limits and files of a checkpoint. With --quantize, also the
+    bytes of its weights before and after."""
+    check_quantize(quantize)
+    found = find_model(model)
+    report = describe(found)
+    if quantize is not None:
+        report = {**report, "quantized": quantized(found, quantize), "files": report.pop("files")}
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
         return
@@ -68,6 +75,21 @@ def describe(found: ModelFiles) -> dict[str, Any]:
         "generation": found.read_json("generation_config.json") or None,
         "files": found.files,
     }
+
+
+def quantized(found: ModelFiles, word: str) -> dict[str, Any]:
+    """What quantizing to `word` makes of the weights: bytes as they are in the model's dtype, and after."""
+    from qwenvl.checkpoint.names import EMBEDDING, HEAD, module_name
+    from qwenvl.quantization import choose, options_of, packed_bytes
+
+    shapes = {module_name(tensor.name) or "": tensor.shape for tensor in found.tensors}
+    size = 4 if (found.config.dtype or next(iter(found.dtypes))) in ("float32", "F32") else 2
+    before = size * sum(map(math.prod, shapes.values()))
+    tied = {HEAD: shapes[EMBEDDING]} if found.config.tie_word_embeddings else {}
+    schemes = choose({**shapes, **tied}, options_of(word))
+    kept = sum(size * math.prod(shape) for name, shape in shapes.items() if name.removesuffix(".weight") not in schemes)
+    packed = sum(packed_bytes({**shapes, **tied}[f"{name}.weight"], scheme) for name, scheme in schemes.items())
+    return {"to": word, "weight_bytes": before, "quantized_bytes": kept + packed}
 
 
 def _plain(value: Any) -> str:

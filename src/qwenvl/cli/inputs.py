@@ -28,6 +28,9 @@ ModelOption = Annotated[
 ]
 DtypeOption = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one and the model is large), cpu, cuda...")]
+QuantizeOption = Annotated[
+    str | None, typer.Option(help="int8 or int4: pack the weights while loading; on the CPU only, for now.")
+]
 MinPixelsOption = Annotated[int | None, typer.Option(help="Enlarge pictures below this area.")]
 MaxPixelsOption = Annotated[int | None, typer.Option(help="Shrink pictures above this area.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -118,8 +121,10 @@ def start_assistant(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     max_running: int = 8,
+    quantize: str | None = None,
 ) -> Assistant:
-    """Import torch and load the model. A small one runs on one thread of the CPU unless the user says otherwise."""
+    """Import torch and load the model. A small one runs on one thread of the CPU unless the user says otherwise, and
+    a quantized one on the CPU."""
     import torch
 
     from qwenvl.tasks import Assistant
@@ -130,7 +135,7 @@ def start_assistant(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch sees no such GPU here; use --device cpu")
     if device == "auto":
-        device = "cuda" if not small and torch.cuda.is_available() else "cpu"
+        device = "cuda" if not small and quantize is None and torch.cuda.is_available() else "cpu"
     with _loading_bar(None if small or not sys.stderr.isatty() else "loading") as on_progress:
         return Assistant(
             found.folder,
@@ -140,6 +145,7 @@ def start_assistant(
             max_pixels=max_pixels,
             max_running=max_running,
             on_progress=on_progress,
+            quantize=quantize,
         )
 
 
@@ -167,10 +173,20 @@ def check_limits(min_pixels: int | None, max_pixels: int | None) -> None:
         raise ValueError(f"--min-pixels {min_pixels} is above --max-pixels {max_pixels}: lower it")
 
 
-def check_load(dtype: str, device: str) -> None:
-    """ValueError unless weights can be loaded as `dtype`, and `device` is of a kind that we run on."""
+def check_load(dtype: str, device: str, quantize: str | None = None) -> None:
+    """ValueError unless weights can be loaded as `dtype`, `device` is of a kind that we run on, and `quantize` is a
+    word that we know and runs there."""
     known = ("auto", "float32", "bfloat16", "float16")
     if dtype not in known:
         raise ValueError(f"--dtype {dtype} is not known: expected one of {', '.join(known)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"--device {device} is not known: expected auto, cpu, cuda or cuda:0")
+    check_quantize(quantize)
+    if quantize is not None and device.startswith("cuda"):
+        raise ValueError(f"--quantize {quantize} runs on the CPU only, for now: leave --device {device} out")
+
+
+def check_quantize(quantize: str | None) -> None:
+    """ValueError unless `quantize` is left out or a word that we know."""
+    if quantize not in (None, "int8", "int4"):
+        raise ValueError(f"--quantize {quantize} is not known: expected int8 or int4")

@@ -16,6 +16,7 @@ from qwenvl.cli.inputs import (
     MaxPixelsOption,
     MinPixelsOption,
     ModelOption,
+    QuantizeOption,
     check_load,
     find_model,
     open_pictures,
@@ -34,6 +35,7 @@ def locate(
     max_pixels: MaxPixelsOption = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find things: label, x1 y1 x2 y2 (a point: x y) in ORIGINAL pixels, one line each, tabs between.
@@ -42,7 +44,7 @@ def locate(
     """
     if not what.strip():
         raise ValueError('what to locate is empty: name a thing, for example "red circle"')
-    check_load(dtype, device)
+    check_load(dtype, device, quantize)
     target = out if out is not None else Path(annotated_name(picture))
     if not target.parent.is_dir():
         raise ValueError(f"--out {target}: the folder {target.parent} does not exist")
@@ -52,7 +54,7 @@ def locate(
     from qwenvl.tasks import draw_boxes, places_to_dicts
     from qwenvl.tasks import locate as find
 
-    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels)
+    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels, quantize=quantize)
     places = find(assistant.ask, image, what)
     if places:
         draw_boxes(image, places).save(target)

@@ -44,10 +44,10 @@ class Engine:
     that also goes on with answers. prefix_cache: find the beginning of a prompt among what was computed before.
     vision_budget: patches that are encoded in one step, as far as items can be divided. vision_cache_bytes: embeddings
     kept after their requests have ended; vision_folder: a folder that keeps them for other processes. draft_tokens:
-    most tokens that are guessed from the prompt and checked together (lookup.py); 0 = none. workers: threads that
-    prepare what is given to submit(); None = as many as suit the machine. eos_token_ids: None = those of the model's
-    generation_config, else of its config. skip_special_tokens: False keeps control tokens such as <|box_start|> in the
-    text.
+    most tokens that are guessed from the prompt and checked together (lookup.py); 0 = none. graphs: decode steps
+    through CUDA graphs (graphs.py); None = on a CUDA device. workers: threads that prepare what is given to submit();
+    None = as many as suit the machine. eos_token_ids: None = those of the model's generation_config, else of its
+    config. skip_special_tokens: False keeps control tokens such as <|box_start|> in the text.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Engine:
         vision_cache_bytes: int = 2**28,
         vision_folder: str | Path | None = None,
         draft_tokens: int = 0,
+        graphs: bool | None = None,
         workers: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
         skip_special_tokens: bool = True,
@@ -89,7 +90,9 @@ class Engine:
         self._capacity, self._vision_budget, self._draft_tokens = capacity, vision_budget, draft_tokens
         folder = None if vision_folder is None else Path(vision_folder)
         fingerprint = "" if folder is None else tower_fingerprint(model)
-        self._runner = Runner(model, VisionCache(vision_cache_bytes, folder, fingerprint=fingerprint), vision_budget)
+        graphs = model.device.type == "cuda" if graphs is None else graphs
+        vision_cache = VisionCache(vision_cache_bytes, folder, fingerprint=fingerprint)
+        self._runner = Runner(model, vision_cache, vision_budget, graphs)
         keep = KEEP_BYTES // KVCache.bytes_per_token(config.text_config, model.dtype)
         self._pool = PagePool(self._runner.make_pages, cache_tokens, keep)
         share = prefix_cache and not self._runner.depends_on_length
@@ -198,19 +201,35 @@ class Engine:
         events, self._events = self._events, []
         return events
 
-    def run(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all; completions in the order of the requests. One that failed has finish_reason "error".
-        When this call is interrupted, the requests that are not finished are aborted."""
-        added: list[str] = []
+    def run(self, requests: Sequence[Request | Callable[[], Request]]) -> list[Completion]:
+        """Answer all; completions in the order of the requests. One that failed has finish_reason "error". A request
+        may also come as a call that prepares it, see submit(). When this call is interrupted, the requests that are
+        not finished are aborted."""
+        made: list[Request | None] = [one if isinstance(one, Request) else None for one in requests]
+
+        def keep(i: int, prepare: Callable[[], Request]) -> Callable[[], Request]:
+            def make() -> Request:
+                made[i] = request = prepare()
+                return request
+
+            return make
+
+        ids: list[str] = []
+        failed: dict[str, StreamEvent] = {}
         try:
-            for request in requests:
-                added.append(self.add(request))
-            while not all(request.finished for request in requests):
-                self.step()
+            for i, one in enumerate(requests):
+                ids.append(self.add(one) if isinstance(one, Request) else self.submit(keep(i, one)))
+            pending = list(range(len(ids)))
+            while pending:
+                failed |= {event.request_id: event for event in self.step() if event.error is not None}
+                pending = [i for i in pending if ids[i] not in failed and not ((r := made[i]) and r.finished)]
         finally:
-            for request_id in added:
+            for request_id in ids:
                 self.abort(request_id)
-        return [request.completion() for request in requests]
+        return [
+            request.completion() if request is not None and request.finished else _unmade(failed[request_id])
+            for request, request_id in zip(made, ids, strict=True)
+        ]
 
     def stream(self, request: Request) -> Iterator[StreamEvent]:
         """Add a request and yield its events as they happen; the last one has a finish_reason.
@@ -417,3 +436,8 @@ class Engine:
         self._events.append(event)
         if event.request_id in self._followed:
             self._followed[event.request_id].append(event)
+
+
+def _unmade(event: StreamEvent) -> Completion:
+    """The completion of a request that could not be prepared."""
+    return Completion(finish_reason="error", error=event.error)

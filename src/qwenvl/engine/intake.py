@@ -153,8 +153,8 @@ class Intake:
 def _single_threaded(workers: int) -> ThreadPoolExecutor:
     """Threads in which torch computes alone: each would bring a team of its own, beside the one that computes answers.
 
-    torch.set_num_threads counts for the calling thread and for those whose first use of torch comes later: a worker asks
-    before it sets, which is a use, and the caller sets back what was.
+    torch.set_num_threads counts for the calling thread and for those whose first use of torch comes later: a worker
+    asks before it sets, which is a use, and the caller sets back what was.
     """
     before, met = torch.get_num_threads(), threading.Barrier(workers)
     pool = ThreadPoolExecutor(workers, "qwenvl-intake")

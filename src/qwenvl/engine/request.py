@@ -7,7 +7,6 @@ computed again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -20,10 +19,14 @@ from qwenvl.model.kv_cache import PageTable
 from qwenvl.model.rope import mrope_positions
 from qwenvl.types import Completion, FinishReason, SamplingParams
 
+from .vision_cache import content_hash
+
 if TYPE_CHECKING:
     from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig
 
     from .sampler import SamplerState
+
+Affine = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class RequestState(Enum):
@@ -39,9 +42,9 @@ class RequestState(Enum):
 class VisionItem:
     """One picture or video of a prompt: its patches and where its placeholder tokens stand.
 
-    patches: [P, 1176] rows of pixel values. grid: (time, height, width) in patches. The prompt tokens [start,
-    start + tokens) are its placeholders. content_hash: of grid, dtype and pixel values; equal pictures have
-    equal hashes whatever they were called.
+    patches: [P, 1176] rows of pixel values, or uint8 pixels, of which affine makes values ([P, 588] where both frames
+    are equal). grid: (time, height, width) in patches. The prompt tokens [start, start + tokens) are its placeholders.
+    content_hash: of all that; equal pictures have equal hashes whatever they were called.
     """
 
     patches: Tensor
@@ -49,6 +52,7 @@ class VisionItem:
     start: int
     tokens: int
     content_hash: str
+    affine: Affine | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ class Request:
         """The request of ONE prompt as the processor gives it (split a batch with inputs.split_batch first).
 
         Read from `inputs`: input_ids [L] or [1, L] without padding, pixel_values and image_grid_thw,
-        pixel_values_videos, video_grid_thw and second_per_grid_ts; inputs_embeds [L, D] and has_ids. Raises
+        pixel_values_videos, video_grid_thw and second_per_grid_ts; pixel_affine and pixel_affine_videos with uint8
+        pixels; inputs_embeds [L, D] and has_ids. Raises
         ValueError when the prompt is empty, an id is not in the vocabulary, or placeholders, grids and patches do not
         agree (with the numbers).
         """
@@ -144,6 +149,7 @@ class Request:
             config.image_token_id,
             inputs.get("pixel_values"),
             inputs.get("image_grid_thw"),
+            inputs.get("pixel_affine"),
             merge,
             "image",
         )
@@ -152,6 +158,7 @@ class Request:
             config.video_token_id,
             inputs.get("pixel_values_videos"),
             inputs.get("video_grid_thw"),
+            inputs.get("pixel_affine_videos"),
             merge,
             "video",
         )
@@ -235,7 +242,9 @@ class Request:
         )
 
 
-def _vision_items(ids: Tensor, token_id: int, patches: Any, grids: Any, merge: int, kind: str) -> list[VisionItem]:
+def _vision_items(
+    ids: Tensor, token_id: int, patches: Any, grids: Any, affine: Affine | None, merge: int, kind: str
+) -> list[VisionItem]:
     """The items of one kind in a prompt, in order; checks counts of placeholders, grids and patches."""
     places = (ids == token_id).nonzero().squeeze(1).tolist()
     if grids is None or patches is None:
@@ -266,13 +275,6 @@ def _vision_items(ids: Tensor, token_id: int, patches: Any, grids: Any, merge: i
                 f"{kind} grid {(t, h, w)} needs {count} tokens in a row, but other tokens at {start} to "
                 f"{end} divide them"
             )
-        items.append(VisionItem(part, (t, h, w), start, count, content_hash(part, (t, h, w))))
+        items.append(VisionItem(part, (t, h, w), start, count, content_hash(part, (t, h, w), affine), affine))
         place += count
     return items
-
-
-def content_hash(patches: Tensor, grid: tuple[int, int, int]) -> str:
-    """SHA-256 over grid, dtype and the bytes of the pixel values."""
-    digest = hashlib.sha256(f"{grid} {patches.dtype}".encode())
-    digest.update(patches.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -13,6 +13,7 @@ from qwenvl.model.rope_types import BY_LENGTH
 from qwenvl.types import PackedBatch, SeqInfo
 
 from .blocks import PAGE
+from .graphs import Graphs, SparedCache
 from .request import VisionItem
 from .scheduler import Chunk
 from .vision import Vision, culprit
@@ -31,19 +32,23 @@ class Model(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """[P, 1176] and int64 [n, 3] -> [V, D]."""
+    def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor, affine: Any = None) -> Tensor:
+        """[P, 1176] and int64 [n, 3] -> [V, D]; affine comes with uint8 pixels."""
 
     def run(self, batch: PackedBatch) -> Tensor:
         """Logits float32 [N, vocabulary] of the rows in batch.logits_index."""
 
 
 class Runner:
-    """Runs chunks on a model. vision: where the embeddings of pictures come from."""
+    """Runs chunks on a model. vision: where the embeddings of pictures come from. graphs: decode steps through CUDA
+    graphs, where the rotary scaling allows it (graphs.py)."""
 
-    def __init__(self, model: Model, cache: VisionCache | None = None, vision_budget: int = 2**40) -> None:
+    def __init__(
+        self, model: Model, cache: VisionCache | None = None, vision_budget: int = 2**40, graphs: bool = False
+    ) -> None:
         self._model = model
         self.vision = Vision(model, cache or VisionCache(0), vision_budget)
+        self._graphs = Graphs(model) if graphs and not self.depends_on_length else None
 
     @property
     def depends_on_length(self) -> bool:
@@ -53,7 +58,8 @@ class Runner:
 
     def make_pages(self, pages: int) -> PagedCache:
         """An empty cache in pages that fits the model."""
-        return PagedCache(self._model.config.text_config, pages, PAGE, self._model.dtype, self._model.device)
+        kind = PagedCache if self._graphs is None else SparedCache
+        return kind(self._model.config.text_config, pages, PAGE, self._model.dtype, self._model.device)
 
     def make_slots(self, slots: int, capacity: int) -> SlotCache:
         """An empty cache in slots that fits the model."""
@@ -61,12 +67,16 @@ class Runner:
 
     def explain(self, chunks: list[Chunk], cache: PagedCache | SlotCache) -> str:
         """Where logits that are not finite come from, found by computing the chunks once more under watch."""
-        return culprit(self._model, partial(self.run, chunks, cache))
+        return culprit(self._model, partial(self._compute, chunks, cache))
 
     def run(self, chunks: list[Chunk], cache: PagedCache | SlotCache) -> Tensor:
         """Compute the chunks: keys and values go to the cache, logits [N, vocabulary] come back: for each chunk that
         wants_logits, in order, those behind its last token and behind each token of its draft. vision.ready() must
-        have said that each chunk can be computed."""
+        have said that each chunk can be computed. The logits are overwritten by the next call."""
+        captured = None if self._graphs is None else self._graphs.run(chunks, cache)
+        return self._compute(chunks, cache) if captured is None else captured
+
+    def _compute(self, chunks: list[Chunk], cache: PagedCache | SlotCache) -> Tensor:
         device = self._model.device
         ids: list[int] = []
         rows: list[int] = []

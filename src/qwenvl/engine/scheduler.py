@@ -45,8 +45,8 @@ class Scheduler:
     token_budget: most tokens in one step. beside: most prompt tokens in a step that also goes on with answers, so that
     a long prompt does not hold them up. Requests that answer come first; then prompts, by priority and arrival, where
     the first takes all that it needs, or half when it needs more than one step; the rest goes to those with the least
-    left, so that a short question need not wait for an hour of video. A waiting request rises by one priority every PATIENCE steps.
-    share: whether pages of equal content are shared.
+    left, so that a short question need not wait for an hour of video. A waiting request rises by one priority every
+    PATIENCE steps. share: whether pages of equal content are shared.
     """
 
     def __init__(self, pool: PagePool, token_budget: int, beside: int, max_running: int, share: bool = True) -> None:

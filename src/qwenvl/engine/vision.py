@@ -29,14 +29,11 @@ class Vision:
 
     def has(self, item: VisionItem, request: Request) -> bool:
         """Whether an item's embeddings are there; they then stay until release(request.id)."""
-        if self.cache.get(item.content_hash) is None:
-            return False
-        self.cache.pin(item.content_hash, request.id)
-        return True
+        return self.cache.get(item.content_hash, request.id) is not None
 
     def embeds(self, item: VisionItem) -> Tensor:
         """Embeddings [V, D] of an item that has() is true for."""
-        found = self.cache.get(item.content_hash)
+        found = self.cache.peek(item.content_hash)
         assert found is not None, "pinned embeddings stay"
         return found
 
@@ -55,8 +52,9 @@ class Vision:
         _, h, w = item.grid
         patches = item.patches[first * h * w : (first + steps) * h * w].to(self._model.device)
         grid = torch.tensor([[steps, h, w]], device=self._model.device)
+        affine = () if item.affine is None else (item.affine,)
         try:
-            parts.append(self._finite(partial(self._model.encode_vision, patches, grid)))
+            parts.append(self._finite(partial(self._model.encode_vision, patches, grid, *affine)))
         except Exception:
             del self._parts[item.content_hash]
             raise
@@ -64,8 +62,7 @@ class Vision:
             del self._parts[item.content_hash]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             assert whole.shape[0] == item.tokens, (whole.shape, item.tokens)
-            self.cache.put(item.content_hash, whole)
-            self.cache.pin(item.content_hash, request.id)
+            self.cache.put(item.content_hash, whole, request.id)
         return steps * h * w
 
     def encode(self, request: Request) -> None:

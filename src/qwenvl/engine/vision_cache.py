@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,8 @@ def tower_fingerprint(model: Any) -> str:
         for key, tensor in _tensors_of(module):
             digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             flat = tensor.detach().contiguous().flatten()
+            if flat.storage_offset() * flat.itemsize % 8:
+                flat = flat.clone()  # words begin where storage lets them
             raw = flat.view(torch.uint8)
             whole = len(raw) // 8 * 8
             sums = torch.stack([part.sum() for part in raw[:whole].view(torch.int64).tensor_split(SUMS)])
@@ -200,7 +202,6 @@ def _tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters(recurse=False)
     yield from module.named_buffers(recurse=False)
     for name, value in vars(module).items():
-        if is_dataclass(value):
-            for key, part in vars(value).items():
-                if isinstance(part, Tensor):
-                    yield f"{name}.{key}", part
+        for part in fields(value) if is_dataclass(value) else ():
+            if isinstance(tensor := getattr(value, part.name), Tensor):
+                yield f"{name}.{part.name}", tensor

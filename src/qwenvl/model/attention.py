@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from qwenvl.kernels import attention as native
 from qwenvl.model.backends import Backend, Flash, backend_named, eager, sdpa, seen
 from qwenvl.types import KVView, SeqInfo
 
@@ -67,6 +68,14 @@ class Plan:
     decode_mask: Tensor | None = None
     memo: dict[int, tuple[int, Tensor | None]] = field(default_factory=dict, repr=False, compare=False)
     starts: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)
+    natives: list[native.Layout] = field(default_factory=list, repr=False, compare=False)
+
+    def native(self, kv: KVView | None) -> native.Layout:
+        """The same layout as native code reads it."""
+        if not self.natives:
+            cu_q = self.seq.cu_q
+            self.natives.append(native.Layout.packed(cu_q) if kv is None else native.Layout.cached(cu_q, kv.runs))
+        return self.natives[0]
 
     def decode_window(self, rows: tuple[int, ...], window: int, device: torch.device) -> tuple[int, Tensor | None]:
         """(first key that any row's window reaches, bool mask [n, 1, 1, keys from there on] or None)."""
@@ -155,6 +164,12 @@ def attend(
     assert causal or window is None, "a window needs causal attention"
     if kv is not None:
         kv.write(layer, k, v)
+    if backend is sdpa:
+        keys, values = (k, v) if kv is None else kv.storage(layer)
+        if native.usable(q, keys, values):
+            if weights is not None:
+                weights.extend(_probabilities(q, k, layout.seq, kv, layer, causal, window))
+            return native.attention(q, keys, values, layout.native(kv), causal=causal, window=window)
     if weights is not None:
         weights.extend(_probabilities(q, k, layout.seq, kv, layer, causal, window))
     if isinstance(backend, Flash) and kv is None:

@@ -19,12 +19,14 @@ SPREAD = 1e-9  # variance of new embedding rows, in units of that of the old one
 class PreTrained(nn.Module):
     """Base of the documented classes.
 
-    config: the configuration the model was built from. weights_prefix: where this class's tensors lie among those of
-    the whole model ("" is the whole, "model.language_model." the text model).
+    config: the configuration the model was built from. quantization: what `quantize` did to its weights, or None.
+    weights_prefix: where this class's tensors lie among those of the whole model ("" is the whole,
+    "model.language_model." the text model).
     """
 
     config: Any
     generation_config: Any = None
+    quantization: Any = None
     config_class: ClassVar[type]
     weights_prefix: ClassVar[str] = ""
 
@@ -69,7 +71,10 @@ class PreTrained(nn.Module):
         """How many numbers the weights hold; a tied head counts once. exclude_embeddings leaves out the token
         embedding."""
         table = self.text.embed_tokens.weight if exclude_embeddings else None
-        return sum(p.numel() for p in self.parameters() if p is not table and (p.requires_grad or not only_trainable))
+        packed = 0 if only_trainable else sum(getattr(part, "packed_numbers", 0) for part in self.modules())
+        return packed + sum(
+            p.numel() for p in self.parameters() if p is not table and (p.requires_grad or not only_trainable)
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""

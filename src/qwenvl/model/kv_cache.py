@@ -187,9 +187,10 @@ class CacheView:
     def __init__(self, cache: KVCache, runs: list[list[Run]], cached: list[int], new: list[int]) -> None:
         self.cache, self.runs = cache, runs
         self._ends = [a + b for a, b in zip(cached, new, strict=True)]
-        places: list[int] = []
+        self.places: list[int] = []  # of the new tokens
         for sequence, start, end in zip(runs, cached, self._ends, strict=True):
-            places += _places(sequence, start, end)
+            self.places += _places(sequence, start, end)
+        places = self.places
         solid = bool(places) and places[-1] - places[0] == len(places) - 1
         self._target: slice | Tensor = (
             slice(places[0], places[-1] + 1)
@@ -200,6 +201,9 @@ class CacheView:
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
         for store, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
             store[:, self._target] = new.transpose(0, 1).to(store.dtype)
+
+    def storage(self, layer: int) -> tuple[Tensor, Tensor]:
+        return self.cache.keys[layer], self.cache.values[layer]
 
     def read(self, layer: int, index: int) -> tuple[Tensor, Tensor]:
         keys, values = self.cache.keys[layer], self.cache.values[layer]

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from qwenvl.kernels.linear import linear
+from qwenvl.kernels.rows import add_rms_norm, rms_norm, silu_mul
+
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x * sigmoid(1.702 x), the activation of Qwen2-VL's tower (from CLIP)."""
@@ -38,6 +41,13 @@ class Recompute:
         return out
 
 
+class Linear(nn.Linear):
+    """nn.Linear with a quicker product for inference on the CPU (kernels/linear.py). out_dtype: of the result."""
+
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        return linear(x, self.weight, self.bias, out_dtype)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019), statistics in float32."""
 
@@ -47,10 +57,15 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        wide = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def add_norm(norm: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """(x + delta, its norm): where a residual branch ends and the next begins."""
+    if type(norm) is RMSNorm:
+        return add_rms_norm(x, delta, norm.weight, norm.eps)
+    total = x + delta
+    return total, norm(total)
 
 
 def norm_named(kind: str, size: int, eps: float) -> nn.Module:
@@ -63,13 +78,18 @@ class GatedMLP(nn.Module):
 
     def __init__(self, size: int, width: int, act: str, bias: bool) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(size, width, bias=bias)
-        self.up_proj = nn.Linear(size, width, bias=bias)
-        self.down_proj = nn.Linear(width, size, bias=bias)
+        self.gate_proj = Linear(size, width, bias=bias)
+        self.up_proj = Linear(size, width, bias=bias)
+        self.down_proj = Linear(width, size, bias=bias)
         self._act = ACTIVATIONS[act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self._act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        return self.down_proj(silu_mul(gate, up) if self.is_silu else self._act(gate) * up)
+
+    @property
+    def is_silu(self) -> bool:
+        return self._act is F.silu
 
 
 class PlainMLP(nn.Module):
@@ -77,8 +97,8 @@ class PlainMLP(nn.Module):
 
     def __init__(self, size: int, width: int, act: str) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(size, width)
-        self.fc2 = nn.Linear(width, size)
+        self.fc1 = Linear(size, width)
+        self.fc2 = Linear(width, size)
         self._act = ACTIVATIONS[act]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from qwenvl.model.bare import BareModel, Qwen2_5_VLModel, Qwen2VLModel
 from qwenvl.model.base import PreTrained
 from qwenvl.model.forward import Asked, unpad
 from qwenvl.model.inputs import Media
+from qwenvl.model.layers import Linear
 from qwenvl.model.outputs import BaseModelOutputWithPooling, Qwen2_5_VLCausalLMOutputWithPast
 from qwenvl.model.padding import Padded
 from qwenvl.model.past import PastKeyValues
 from qwenvl.model.text import TextModel, init_weights
-from qwenvl.model.vision import VisionTower
+from qwenvl.model.vision import Affine, VisionTower
 from qwenvl.types import PackedBatch
 
 IGNORED_LABEL = -100
@@ -37,7 +38,7 @@ class _ForConditionalGeneration(PreTrained):
         self.generation_config = GenerationConfig()
         self.attn_implementation = attn_implementation
         self.model = self.model_class(config, attn_implementation, fill=False)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         init_weights(self, config.text_config.initializer_range)
         self.tie_weights()
 
@@ -66,10 +67,10 @@ class _ForConditionalGeneration(PreTrained):
         """Replace the head."""
         self.lm_head = new_embeddings
 
-    def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+    def encode_vision(self, pixel_values: Tensor, grid_thw: Tensor, affine: Affine | None = None) -> Tensor:
         """Vision tokens of pictures or videos: pixel_values [P, 1176] float, grid_thw int64 [n, 3] in patches ->
-        [P / 4, D] in the order of the pictures."""
-        return self.model.visual(pixel_values, grid_thw)
+        [P / 4, D] in the order of the pictures. uint8 pixels come with their affine (see PatchEmbed)."""
+        return self.model.visual(pixel_values, grid_thw, affine)
 
     def run(self, batch: PackedBatch) -> Tensor:
         """Logits, float32 [N, vocabulary], of the rows of `batch.logits_index` (None: all T)."""
@@ -81,6 +82,8 @@ class _ForConditionalGeneration(PreTrained):
 
     def head(self, hidden: Tensor) -> Tensor:
         """[N, D] -> float32 logits [N, vocabulary]."""
+        if isinstance(self.lm_head, Linear) or hasattr(self.lm_head, "packed"):
+            return self.lm_head(hidden, torch.float32)
         return self.lm_head(hidden).float()
 
     def forward(

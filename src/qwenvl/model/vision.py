@@ -9,6 +9,7 @@ order only where full and windowed blocks meet.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLVisionConfig, Qwen2VLVisionConfig
 from qwenvl.model.attention import Backend, Plan, attend, plan
-from qwenvl.model.layers import GatedMLP, PlainMLP, Recompute, norm_named
-from qwenvl.model.rope import rotate, vision_rotation
+from qwenvl.kernels.rows import rotate_rows
+from qwenvl.model.layers import GatedMLP, Linear, PlainMLP, Recompute, add_norm, norm_named
+from qwenvl.model.rope import vision_rotation
 from qwenvl.types import SeqInfo
 
 NORM_EPS = 1e-6
 VisionConfig = Qwen2_5_VLVisionConfig | Qwen2VLVisionConfig
+Affine = tuple[tuple[float, ...], tuple[float, ...]]  # (scale, shift) of uint8 pixels, by channel
+Product = tuple[Tensor, Tensor | None]  # weight and bias
+KEPT_PRODUCTS = 4
 
 
 @dataclass(frozen=True)
@@ -83,28 +88,98 @@ def _order(segment: np.ndarray, patches_per_cell: int, device: torch.device) -> 
 
 
 class PatchEmbed(nn.Module):
-    """Patches as rows of pixels -> tokens. The weight has the checkpoint's conv3d shape [width, 3, 2, 14, 14];
-    kernel and stride are equal, so it is one matrix product."""
+    """Patches as rows of pixels [P, K] -> tokens [P, width]. The weight has the checkpoint's conv3d shape
+    [width, 3, 2, 14, 14]; kernel and stride are equal, so it is one matrix product.
+
+    K is 3 * 2 * 14 * 14 = 1176 (channel, frame, y, x), or 3 * 14 * 14 = 588 where the frames of a row are equal and
+    given once, as those of a picture are. Floats are values as the model sees them. uint8 are pixels and come with
+    affine = (scale, shift), three numbers each: what the model sees of channel c is pixel * scale[c] + shift[c].
+
+    The sum of equal frames and the affine are folded into the weight, in float64. Pixels enter the product as
+    pixel - 128, which every dtype holds exactly: on pictures the tokens in bfloat16 are then nearer to the exact ones
+    than those of rounded values are. Folded weights are kept for as long as the weight is the same tensor at the same
+    version; a change through `.data`, which has no version, is not seen where it keeps the memory.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         kernel = (config.temporal_patch_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(config.in_channels, config.width, kernel, stride=kernel, bias=False)
+        self._kept: dict[tuple[int, Affine | None], tuple[Tensor, tuple[Any, ...], Product]] = {}
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return nn.functional.linear(pixels, self.proj.weight.flatten(1))
+    def forward(self, pixels: Tensor, affine: Affine | None = None) -> Tensor:
+        weight, columns = self.proj.weight, pixels.shape[1]
+        whole = weight[0].numel()
+        if columns not in (whole, whole // weight.shape[2]):
+            raise ValueError(
+                f"pixel_values has {columns} columns: expected {whole}, or {whole // weight.shape[2]} for equal frames"
+            )
+        if (pixels.dtype == torch.uint8) != (affine is not None):
+            raise ValueError(
+                f"pixel_values are {pixels.dtype} {'without' if affine is None else 'with'} an affine: uint8 pixels "
+                "need the one that the processor gives with them, other values are taken as they are"
+            )
+        if affine is None and columns == whole:
+            return nn.functional.linear(pixels.to(weight.dtype), weight.flatten(1))
+        if affine is not None:
+            pixels = (pixels ^ 128).view(torch.int8)  # two's complement: pixel - 128
+        return nn.functional.linear(pixels.to(weight.dtype), *self._product(columns, affine))
+
+    def _product(self, columns: int, affine: Affine | None) -> Product:
+        """The folded weight and bias, made again when the weight has changed."""
+        weight = self.proj.weight
+        if weight.is_inference() or (torch.is_grad_enabled() and weight.requires_grad):
+            return _folded(weight, columns, affine)
+        kept, state = self._kept.get((columns, affine)), (weight._version, weight.data_ptr(), weight.dtype)
+        if kept is None or kept[0] is not weight or kept[1] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (weight, state, _folded(weight, columns, affine))
+            if len(self._kept) >= KEPT_PRODUCTS:
+                self._kept.clear()
+            self._kept[columns, affine] = kept
+        return kept[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
+
+
+def _folded(weight: Tensor, columns: int, affine: Affine | None) -> Product:
+    """Weight [width, columns] and bias [width] (None without affine) that take pixel - 128, or values of equal frames
+    (without affine), to what weight [width, channels, frames, y, x] makes of the values."""
+    exact = weight.double().flatten(3)
+    if columns != weight[0].numel():
+        exact = exact.sum(2, keepdim=True)
+    if affine is None:
+        return _rounded(exact, weight.dtype).flatten(1), None
+    scale, shift = (exact.new_tensor(x).view(-1, 1, 1) for x in affine)
+    bias = (exact * (128 * scale + shift)).sum((1, 2, 3))
+    return _rounded(exact * scale, weight.dtype).flatten(1), bias.to(weight.dtype)
+
+
+def _rounded(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 [..., n] in another dtype. In half precision the error of each number is carried to the next, so that
+    errors cancel where neighbouring pixels are alike, as they are in pictures."""
+    if torch.finfo(dtype).bits > 16:
+        return exact.to(dtype)
+    rounded, carry = [], torch.zeros_like(exact[..., 0])
+    for column in exact.unbind(-1):
+        wanted = column + carry
+        rounded.append(wanted.to(dtype))
+        carry = (wanted - rounded[-1]).detach()
+    return torch.stack(rounded, -1)
 
 
 class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig, backend: Backend) -> None:
         super().__init__()
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.proj = Linear(config.width, config.width)
         self._heads, self._backend = config.num_heads, backend
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layout: Plan) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self._heads, -1)).unbind(1)
-        out = attend(rotate(q, rotation), rotate(k, rotation), v, layout, self._backend, causal=False)
+        q, k = rotate_rows(q, *rotation), rotate_rows(k, *rotation)
+        out = attend(q, k, v, layout, self._backend, causal=False)
         return self.proj(out.flatten(1))
 
 
@@ -121,8 +196,8 @@ class VisionBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], layout: Plan) -> Tensor:
-        x = x + self.attn(self.norm1(x), rotation, layout)
-        return x + self.mlp(self.norm2(x))
+        x, normed = add_norm(self.norm2, x, self.attn(self.norm1(x), rotation, layout))
+        return x + self.mlp(normed)
 
 
 class PatchMerger(nn.Module):
@@ -132,14 +207,16 @@ class PatchMerger(nn.Module):
         super().__init__()
         self._wide = config.width * config.spatial_merge_size**2
         self.ln_q = norm_named(config.norm, config.width, NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(self._wide, self._wide), nn.GELU(), nn.Linear(self._wide, config.out_width))
+        self.mlp = nn.Sequential(Linear(self._wide, self._wide), nn.GELU(), Linear(self._wide, config.out_width))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(self.ln_q(x).view(-1, self._wide))
 
 
 class VisionTower(nn.Module):
-    """Pixels [P, channels * temporal * 14 * 14] and grids [n, 3] -> embeddings [V, out_width], V = P / 4."""
+    """Pixels [P, channels * temporal * 14 * 14] and grids [n, 3] -> embeddings [V, out_width], V = P / 4.
+
+    uint8 pixels with their affine, and rows that hold equal frames once, are taken too (see PatchEmbed)."""
 
     recompute: Recompute | None = None  # gradient checkpointing, when it is on
 
@@ -152,7 +229,7 @@ class VisionTower(nn.Module):
         cell = config.patch_size * config.spatial_merge_size
         self._window = None if config.window_size is None else config.window_size // cell
 
-    def forward(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, grid_thw: Tensor, affine: Affine | None = None) -> Tensor:
         expected = int(grid_thw.prod(-1).sum())
         if pixel_values.ndim != 2 or pixel_values.shape[0] != expected:
             raise ValueError(
@@ -167,13 +244,10 @@ class VisionTower(nn.Module):
             for i in range(config.depth)
         ]
         rotations: dict[int, tuple[Tensor, Tensor]] = {}
-        x = self.patch_embed(pixel_values.to(self.patch_embed.proj.weight.dtype))
+        x = self.patch_embed(pixel_values, affine)
         for order in orders:
             if id(order) not in rotations:
-                rotations[id(order)] = (
-                    _cells(cosine, order.index, merge).to(x.dtype),
-                    _cells(sine, order.index, merge).to(x.dtype),
-                )
+                rotations[id(order)] = _cells(cosine, order.index, merge), _cells(sine, order.index, merge)
         x = _cells(x, orders[0].index, merge)
         for block, order, following in zip(self.blocks, orders, [*orders[1:], orders[-1]], strict=True):
             if self.recompute is not None and self.training:

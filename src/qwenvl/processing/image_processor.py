@@ -27,11 +27,13 @@ from qwenvl.processing.pixels import (
     PixelSettings,
     normalize_patches,
     patchify,
+    repeat_frames,
+    wants_uint8,
 )
 from qwenvl.types import ImageSize
 
 Limit = int | None | Sequence[int | None]
-Prepared = tuple[Tensor, ImageSize]  # uint8 patches [P, 1176] and what became of the picture
+Prepared = tuple[Tensor, ImageSize]  # uint8 patches [P, 588], equal frames once, and what became of the picture
 
 
 class Qwen2VLImageProcessor(PixelSettings):
@@ -66,10 +68,11 @@ class Qwen2VLImageProcessor(PixelSettings):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
 
-    def patches(self, image: Image.Image | np.ndarray, height: int, width: int) -> Tensor:
-        """uint8 patches [P, 1176] of a picture (RGB) at a size that the model sees."""
+    def patches(self, image: Image.Image | np.ndarray, height: int, width: int, frames: int | None = None) -> Tensor:
+        """uint8 patches [P, 1176] of a picture (RGB) at a size that the model sees. frames: how often each row holds
+        the picture (None: temporal_patch_size times); [P, 588] with 1."""
         rgb = resize_rgb(as_picture(image), height, width, self.fast)
-        return patchify(rgb, self.patch_size, self.merge_size, self.temporal_patch_size)
+        return patchify(rgb, self.patch_size, self.merge_size, frames or self.temporal_patch_size)
 
     def prepare(
         self,
@@ -78,18 +81,25 @@ class Qwen2VLImageProcessor(PixelSettings):
         max_pixels: int | None = None,
         size: tuple[int, int] | None = None,
     ) -> Prepared:
-        """The patches of one picture under these limits (None: the processor's), or at this (height, width)."""
+        """The patches [P, 588] of one picture under these limits (None: the processor's), or at this (height,
+        width)."""
         if size is not None:
             self.check_size(size, "sizes")
         height, width = size or self.target_size(picture.height, picture.width, min_pixels, max_pixels)
-        return self.patches(picture, height, width), ImageSize(picture.width, picture.height, width, height)
+        return self.patches(picture, height, width, 1), ImageSize(picture.width, picture.height, width, height)
 
-    def batch(self, prepared: Sequence[Prepared]) -> BatchFeature:
-        """pixel_values float32 [P, 1176] and image_grid_thw int64 [n, 3] of prepared pictures, at least one."""
-        pixels = self.normalize(torch.cat([patches for patches, _ in prepared]))
+    def batch(self, prepared: Sequence[Prepared], pixel_dtype: torch.dtype = torch.float32) -> BatchFeature:
+        """pixel_values and image_grid_thw int64 [n, 3] of prepared pictures, at least one. By pixel_dtype,
+        pixel_values are float32 [P, 1176], or uint8 [P, 588] with pixel_affine, the (scale, shift) that makes values
+        of them: an eighth of the bytes, for the vision tower to take as they are."""
+        pixels = torch.cat([patches for patches, _ in prepared])
         sizes = [size for _, size in prepared]
         grids = [self.grid(self.temporal_patch_size, size.resized_height, size.resized_width) for size in sizes]
-        return BatchFeature({"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}, sizes)
+        data = {"pixel_values": pixels, "image_grid_thw": torch.tensor(grids)}
+        if wants_uint8(pixel_dtype):
+            return BatchFeature({**data, "pixel_affine": self.affine}, sizes)
+        data["pixel_values"] = repeat_frames(self.normalize(pixels), self.temporal_patch_size)
+        return BatchFeature(data, sizes)
 
     def preprocess(
         self,
@@ -115,9 +125,10 @@ class Qwen2VLImageProcessor(PixelSettings):
         data_format: str | None = None,
         input_data_format: str | None = None,
         policy: MediaPolicy = DEFAULT_POLICY,
+        pixel_dtype: torch.dtype = torch.float32,
     ) -> BatchFeature:
         """pixel_values float32 [P, 1176] and image_grid_thw int64 [n, 3] of one picture or several, also in nested
-        lists. The result's image_sizes tells what became of each.
+        lists. The result's image_sizes tells what became of each. pixel_dtype: see batch().
 
         images: paths, addresses, PIL pictures, arrays or tensors with values 0 to 255 (0 to 1 with do_rescale=False).
         min_pixels, max_pixels: for this call, or one per picture (None: the processor's). sizes: (height, width) that
@@ -150,7 +161,8 @@ class Qwen2VLImageProcessor(PixelSettings):
             [
                 settings.prepare(as_picture(image, policy, first), low, high, fixed)
                 for image, low, high, fixed in zip(given, lows, highs, chosen, strict=True)
-            ]
+            ],
+            pixel_dtype,
         )
 
     __call__ = preprocess

@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from qwenvl.media.policy import MediaPolicy
+
+if TYPE_CHECKING:
+    import torch
 
 TEXT = ("padding", "padding_side", "return_tensors", "max_length", "pad_to_multiple_of")
 PIXELS = ("min_pixels", "max_pixels", "size", "do_resize", "resample", "do_rescale", "rescale_factor", "do_normalize",
@@ -15,7 +18,7 @@ PIXELS = ("min_pixels", "max_pixels", "size", "do_resize", "resample", "do_resca
           "input_data_format")  # fmt: skip
 SAMPLING = ("fps", "num_frames", "min_frames", "max_frames", "total_pixels", "do_sample_frames", "video_metadata",
             "return_metadata")  # fmt: skip
-SHARED = ("policy", "return_mm_token_type_ids")
+SHARED = ("policy", "return_mm_token_type_ids", "pixel_dtype")
 GROUPS = {"text_kwargs": "text", "images_kwargs": "images", "videos_kwargs": "videos", "processor_kwargs": ""}
 ALIASES = {"video_fps": "fps", "nframes": "num_frames", "use_fast": "fast"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # what others know and we have one answer to
@@ -45,6 +48,7 @@ class MediaOptions(TypedDict, total=False):
     sampled; fps tells of frames that are handed over how many a second they are. total_pixels: of all frames of a
     video. video_metadata, do_sample_frames, return_metadata: see Qwen2VLVideoProcessor.preprocess.
     policy: what may be read. return_mm_token_type_ids: adds mm_token_type_ids (1 picture, 2 video, 0 the rest).
+    pixel_dtype: torch.float32, or torch.uint8 for the pixels that the engine takes (see the processors' batch()).
     text_kwargs, images_kwargs, videos_kwargs, processor_kwargs: dicts of the same names, as newer programs give them.
     video_load_backend: pyav; another name warns, for there is one reader. truncation and its like: their neutral value.
     """
@@ -88,6 +92,7 @@ class MediaOptions(TypedDict, total=False):
     video_load_backend: str | None
     policy: MediaPolicy | None
     return_mm_token_type_ids: bool | None
+    pixel_dtype: torch.dtype | None
     return_attention_mask: bool | None
     return_token_type_ids: bool | None
     return_assistant_tokens_mask: bool | None

@@ -21,6 +21,7 @@ BICUBIC = 3
 FIELDS = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std",
           "do_resize", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb", "resample")  # fmt: skip
 LIMITS = ("min_pixels", "max_pixels")
+Affine = tuple[tuple[float, ...], tuple[float, ...]]  # (scale, shift) by channel
 
 
 def patchify_frames(frames: Tensor, patch: int = 14, merge: int = 2, temporal: int = 2) -> Tensor:
@@ -40,6 +41,19 @@ def patchify(rgb: Tensor, patch: int = 14, merge: int = 2, temporal: int = 2) ->
     """Patches of one picture, which stands for `temporal` equal frames: uint8 [h, w, 3] -> uint8 [P, 1176].
     Example: [56, 28, 3] -> [8, 1176]: the upper 28 x 28 block is rows 0-3."""
     return patchify_frames(rgb.expand(temporal, *rgb.shape), patch, merge, temporal)
+
+
+def repeat_frames(patches: Tensor, temporal: int, channels: int = 3) -> Tensor:
+    """Rows that hold equal frames once, [P, channels * n], with each of them: [P, channels * temporal * n]."""
+    once = patches.view(len(patches), channels, 1, -1)
+    return once.expand(-1, -1, temporal, -1).reshape(len(patches), -1)
+
+
+def wants_uint8(pixel_dtype: torch.dtype) -> bool:
+    """Whether a call asks for pixels in place of values. ValueError for a dtype that is neither."""
+    if pixel_dtype not in (torch.float32, torch.uint8):
+        raise ValueError(f"pixel_dtype={pixel_dtype!r}: expected torch.float32 (values) or torch.uint8 (pixels)")
+    return pixel_dtype == torch.uint8
 
 
 def normalize_patches(
@@ -187,6 +201,15 @@ class PixelSettings:
     def grid(self, frames: int, height: int, width: int) -> list[int]:
         """[time, height, width] in patches, of frames as the model sees them."""
         return [frames // self.temporal_patch_size, height // self.patch_size, width // self.patch_size]
+
+    @property
+    def affine(self) -> Affine:
+        """What normalize() does to channel c, up to rounding: value * scale[c] + shift[c], as (scale, shift)."""
+        factor = float(self.rescale_factor) if self.do_rescale else 1.0
+        if not self.do_normalize:
+            return (factor,) * 3, (0.0,) * 3
+        pairs = list(zip(self.image_mean, self.image_std, strict=True))
+        return tuple(factor / std for _, std in pairs), tuple(-mean / std for mean, std in pairs)
 
     def normalize(self, patches: Tensor) -> Tensor:
         """uint8 patches -> float32, by the settings."""

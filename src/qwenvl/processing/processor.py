@@ -261,9 +261,8 @@ class Qwen2_5_VLProcessor:
             raise ValueError("a prompt is empty: give text")
         check_places(rows, image, IMAGE_PAD, len(pictures), "pictures")
         check_places(rows, video, VIDEO_PAD, len(videos), "videos")
-        policy = given.shared.get("policy", self.policy)
-        seen = self._pictures(pictures, dict(given.images), policy) if pictures else BatchFeature({})
-        clips = self._videos(videos, dict(given.videos), policy, given.text) if videos else BatchFeature({})
+        seen = self._pictures(pictures, given) if pictures else BatchFeature({})
+        clips = self._videos(videos, given) if videos else BatchFeature({})
         counts = {image: self._counts(seen, given.images), video: self._counts(clips, given.videos)}
         data = self.tokenizer.pad(expand(rows, counts), **{"padding": False, **given.text})
         if given.shared.get("return_mm_token_type_ids"):
@@ -278,8 +277,9 @@ class Qwen2_5_VLProcessor:
         merge = options.get("merge_size", self.image_processor.merge_size)
         return [] if grids is None else token_counts(grids, merge)
 
-    def _pictures(self, items: list[PictureItem], options: dict[str, Any], policy: MediaPolicy) -> BatchFeature:
+    def _pictures(self, items: list[PictureItem], given: CallOptions) -> BatchFeature:
         """Pixels and grids of pictures, each under its own limits; an error names the picture."""
+        options, policy = dict(given.images), given.shared.get("policy", self.policy)
         first = channels_first(options.pop("input_data_format", None))
         sources, options = lift_units([item.source for item in items], options)
         settings = self.image_processor.changed(**options)
@@ -288,12 +288,11 @@ class Qwen2_5_VLProcessor:
             with named(item.where):
                 picture = as_picture(source, policy, first)
                 prepared.append(settings.prepare(picture, item.min_pixels, item.max_pixels, item.size))
-        return settings.batch(prepared)
+        return settings.batch(prepared, given.shared.get("pixel_dtype", torch.float32))
 
-    def _videos(
-        self, items: list[VideoItem], options: dict[str, Any], policy: MediaPolicy, text: Mapping[str, Any]
-    ) -> BatchFeature:
+    def _videos(self, items: list[VideoItem], given: CallOptions) -> BatchFeature:
         """Pixels, grids and seconds of videos, each with its own options; an error names the video."""
+        options, policy = dict(given.videos), given.shared.get("policy", self.policy)
         first = channels_first(options.pop("input_data_format", None))
         sample, want_metadata = options.pop("do_sample_frames", None), options.pop("return_metadata", False)
         rates = per_video("fps", options.pop("fps", None), len(items))
@@ -309,7 +308,8 @@ class Qwen2_5_VLProcessor:
                 if "nframes" not in own:
                     own.setdefault("fps", rate)
                 clips.append(settings.prepare(item.source, own, policy, metadata, first))
-        result = settings.batch(clips, text.get("return_tensors"))
+        dtype = given.shared.get("pixel_dtype", torch.float32)
+        result = settings.batch(clips, given.text.get("return_tensors"), dtype)
         if want_metadata:
             result["video_metadata"] = [clip_metadata(clip) for clip in clips]
         return result

@@ -25,7 +25,7 @@ from qwenvl.processing.batch_feature import BatchFeature
 from qwenvl.processing.clips import as_video, flat_videos
 from qwenvl.processing.files import read_json
 from qwenvl.processing.image_processor import channels_first, with_fast
-from qwenvl.processing.pixels import FIELDS, PixelSettings, patchify_frames, whole_number
+from qwenvl.processing.pixels import FIELDS, PixelSettings, patchify_frames, wants_uint8, whole_number
 from qwenvl.types import ImageSize
 
 AT_ONCE = 8  # frames resized together
@@ -182,16 +182,21 @@ class Qwen2VLVideoProcessor(PixelSettings):
             high = int(max(min(high, share), low * 1.05))
         return self.target_size(height, width, low, high)
 
-    def batch(self, clips: Sequence[Clip], return_tensors: str | None = "pt") -> BatchFeature:
+    def batch(
+        self, clips: Sequence[Clip], return_tensors: str | None = "pt", pixel_dtype: torch.dtype = torch.float32
+    ) -> BatchFeature:
         """pixel_values_videos float32 [P, 1176], video_grid_thw int64 [n, 3] and second_per_grid_ts (float32 [n], or a
-        list without return_tensors) of prepared videos, at least one."""
-        pixels = self.normalize(torch.cat([clip.patches for clip in clips]) if len(clips) > 1 else clips[0].patches)
+        list without return_tensors) of prepared videos, at least one. With pixel_dtype uint8 the pixels are left as
+        they are, and pixel_affine_videos, (scale, shift), makes values of them."""
+        pixels = torch.cat([clip.patches for clip in clips]) if len(clips) > 1 else clips[0].patches
         grids = [self.grid(clip.frames, clip.size.resized_height, clip.size.resized_width) for clip in clips]
         seconds = [self.temporal_patch_size / clip.fps for clip in clips]
+        raw = wants_uint8(pixel_dtype)
         data = {
-            "pixel_values_videos": pixels,
+            "pixel_values_videos": pixels if raw else self.normalize(pixels),
             "video_grid_thw": torch.tensor(grids),
             "second_per_grid_ts": torch.tensor(seconds) if return_tensors else seconds,
+            **({"pixel_affine_videos": self.affine} if raw else {}),
         }
         return BatchFeature(data, video_sizes=[clip.size for clip in clips], video_times=[clip.times for clip in clips])
 
@@ -210,6 +215,7 @@ class Qwen2VLVideoProcessor(PixelSettings):
         total_pixels: int | None = None,
         size: Mapping[str, int] | None = None,
         policy: MediaPolicy = DEFAULT_POLICY,
+        pixel_dtype: torch.dtype = torch.float32,
         **settings: Any,
     ) -> BatchFeature:
         """The batch of one video or several, also in nested lists; video_sizes and video_times of the result tell what
@@ -218,8 +224,8 @@ class Qwen2VLVideoProcessor(PixelSettings):
         videos: paths, addresses, bytes, Video, lists of frames, arrays or tensors [T, 3, H, W] or [T, H, W, 3] with
         values 0 to 255, or (any of them, metadata). fps: frames a second to read of files, and of frames how many a
         second they are; one number, or one per video. video_metadata: one per video, a mapping or object with fps,
-        frames_indices and total_num_frames: how frames were sampled. return_metadata: adds "video_metadata". The
-        other arguments are settings of this processor, for this call.
+        frames_indices and total_num_frames: how frames were sampled. return_metadata: adds "video_metadata".
+        pixel_dtype: see batch(). The other arguments are settings of this processor, for this call.
         """
         if return_tensors not in (None, "pt"):
             raise ValueError(f"return_tensors={return_tensors!r}: expected 'pt'")
@@ -239,7 +245,7 @@ class Qwen2VLVideoProcessor(PixelSettings):
             check_sampling(source, do_sample_frames)
             options = {"fps": rate, "total_pixels": total_pixels}
             clips.append(changed.prepare(source, options, policy, metadata, first))
-        result = changed.batch(clips, return_tensors)
+        result = changed.batch(clips, return_tensors, pixel_dtype)
         if return_metadata:
             result["video_metadata"] = [clip_metadata(clip) for clip in clips]
         return result

@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from qwenvl.media import Video
     from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
     from qwenvl.processing import Qwen2_5_VLProcessor, Qwen2VLProcessor
+    from qwenvl.quantization import QuantizeOptions
 
     Model = Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration
     Processor = Qwen2_5_VLProcessor | Qwen2VLProcessor
@@ -115,13 +117,38 @@ def _answer(completion: Completion, seen: Seen, seconds: float, first: float) ->
     return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first)
 
 
+class _Job:
+    """A question that is prepared when it is called, in whatever thread; what came of it is kept."""
+
+    def __init__(self, prepare: Callable[[], tuple[Request, Seen]]) -> None:
+        self._prepare = prepare
+        self._made: tuple[Request, Seen] | None = None
+        self._error: Exception | None = None
+
+    def __call__(self) -> Request:
+        try:
+            self._made = self._prepare()
+        except Exception as error:
+            self._error = error
+            raise
+        return self._made[0]
+
+    def answer(self, completion: Completion, seconds: float) -> Answer:
+        """Raises what preparing or computing raised."""
+        error = self._error or (self._made[0].exception if self._made else None)
+        if error is not None:
+            raise error
+        assert self._made is not None
+        return _answer(completion, self._made[1], seconds, seconds)
+
+
 class Assistant:
     """A model with its processor and an engine. Not thread-safe.
 
     model: "demo" (bundled), a checkpoint's folder, or its name on the hub. dtype: "auto" (the checkpoint's),
     "float32", "bfloat16" or "float16". min_pixels, max_pixels: area limits in place of the checkpoint's.
-    max_running: how many questions of `ask_many` are computed together. on_progress(bytes done, bytes in all) is told
-    how far loading is.
+    max_running: how many questions of `ask_many` are computed together. quantize: "int8" or "int4" packs the weights
+    while they are loaded (load_model). on_progress(bytes done, bytes in all) is told how far loading is.
     """
 
     def __init__(
@@ -135,6 +162,7 @@ class Assistant:
         max_pixels: int | None = None,
         max_running: int = 8,
         on_progress: Callable[[int, int], None] | None = None,
+        quantize: str | QuantizeOptions | None = None,
     ) -> None:
         from qwenvl.checkpoint import load_model, resolve
         from qwenvl.engine import Engine
@@ -144,7 +172,7 @@ class Assistant:
         limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         self.processor = AutoProcessor.from_pretrained(folder, **given)
-        self.model = load_model(folder, dtype, attn_implementation, device, on_progress)
+        self.model = load_model(folder, dtype, attn_implementation, device, on_progress, quantize)
         self.engine = Engine(self.model, self.processor.tokenizer, max_running=max_running)
 
     @classmethod
@@ -181,18 +209,13 @@ class Assistant:
         system: str | None = None,
     ) -> list[Answer]:
         """Answers to (media, question) pairs, computed together and given in their order; each is as if asked
-        alone. Their `seconds` are those of the whole call."""
+        alone. Pictures are fetched, decoded and resized while others are computed. Their `seconds` are those of the
+        whole call."""
         started = time.perf_counter()
-        prepared = [self.prepare(media, text, sampling, system=system) for media, text in questions]
-        completions = self.engine.run([request for request, _ in prepared])
+        jobs = [_Job(partial(self.prepare, media, text, sampling, system=system)) for media, text in questions]
+        completions = self.engine.run([job() for job in jobs] if len(jobs) == 1 else jobs)
         seconds = time.perf_counter() - started
-        for request, _ in prepared:
-            if request.exception is not None:
-                raise request.exception
-        return [
-            _answer(completion, seen, seconds, seconds)
-            for completion, (_, seen) in zip(completions, prepared, strict=True)
-        ]
+        return [job.answer(completion, seconds) for job, completion in zip(jobs, completions, strict=True)]
 
     def stream(
         self,
@@ -223,6 +246,8 @@ class Assistant:
         system: str | None = None,
     ) -> tuple[Request, Seen]:
         """The engine's request for a question, and what it is about."""
+        import torch
+
         from qwenvl.engine import Request
         from qwenvl.media.kinds import is_video
 
@@ -237,7 +262,8 @@ class Assistant:
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            pixel_dtype=torch.uint8,
+        )  # fmt: skip
         seen = Seen(inputs.image_sizes, inputs.video_sizes, inputs.video_times)
         return Request.from_inputs(inputs, self.model.config, sampling), seen
