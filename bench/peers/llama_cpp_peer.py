@@ -1,8 +1,6 @@
-"""llama.cpp as a peer of the benchmark (PROTOCOL.md), through the C functions that llama-cpp-python wraps: its own classes
-take one conversation at a time. The order of work is that of llama.cpp's server: a prompt that has come is computed whole,
-then all sequences decode together. README.md beside this file says how to install it.
-
-variant: "bf16", "q8_0", "q4_0" or "q4_k_m"; the vision tower is in bf16 in all of them.
+"""llama.cpp as a peer of the benchmark (PROTOCOL.md), through the C functions that llama-cpp-python wraps: its classes take
+one conversation at a time. The order of work is that of llama.cpp's server: a prompt that has come is computed whole, then
+all sequences decode together. variant: "bf16", "q8_0", "q4_0" or "q4_k_m", with the tower in bf16. README.md has the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def open_peer(model: str, threads: int, variant: str, cache: str) -> LlamaCpp:
 
 
 class LlamaCpp:
-    """The commands of PROTOCOL.md. variant: see above. The environment's LLAMA_CPP_SOURCE: a source tree, for `prepare`."""
+    """The commands of PROTOCOL.md. LLAMA_CPP_SOURCE in the environment: llama.cpp's source tree, for `prepare`."""
 
     def __init__(self, model: str, threads: int, variant: str, cache: str) -> None:
         if variant not in KINDS:
@@ -55,14 +54,12 @@ class LlamaCpp:
         return {"version": version("llama-cpp-python"), "weights": KINDS[self._variant][1], "note": note}
 
     def prepare(self) -> dict[str, Any]:
+        whole = self._text.with_name("bf16.gguf")
         if not self._vision.exists():
             self._convert(self._vision, "--mmproj")
-        if self._text.exists():
-            return {}
-        whole = self._text.with_name("bf16.gguf")
-        if not whole.exists():
+        if not self._text.exists() and not whole.exists():
             self._convert(whole)
-        if whole != self._text:
+        if not self._text.exists():
             import llama_cpp
 
             params = llama_cpp.llama_model_quantize_default_params()
@@ -113,9 +110,7 @@ class LlamaCpp:
         start = time.perf_counter()
         chunks = self._chunks(self.mtmd.mtmd_default_marker().decode(), [picture])
         seconds = time.perf_counter() - start
-        tokens = sum(self.mtmd.mtmd_input_chunk_get_n_tokens(one) for one in self._media(chunks))
-        self.mtmd.mtmd_input_chunks_free(chunks)
-        return {"seconds": seconds, "tokens": tokens}
+        return {"seconds": seconds, "tokens": self._media(chunks, lambda one: 0)}
 
     def tower(self, picture: str) -> dict[str, Any]:
         return self.frames([picture])
@@ -123,15 +118,9 @@ class LlamaCpp:
     def frames(self, pictures: list[str]) -> dict[str, Any]:
         marker = self.mtmd.mtmd_default_marker().decode()
         chunks = self._chunks(marker * len(pictures), pictures, mergeable=len(pictures) > 1)
-        media = self._media(chunks)
         start = time.perf_counter()
-        for one in media:
-            if self.mtmd.mtmd_encode_chunk(self.eyes, one) != 0:
-                raise RuntimeError("mtmd_encode_chunk failed")
-        seconds = time.perf_counter() - start
-        tokens = sum(self.mtmd.mtmd_input_chunk_get_n_tokens(one) for one in media)
-        self.mtmd.mtmd_input_chunks_free(chunks)
-        return {"seconds": seconds, "tokens": tokens}
+        tokens = self._media(chunks, lambda one: self.mtmd.mtmd_encode_chunk(self.eyes, one))
+        return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
     def prefill(self, tokens: int, seed: int) -> dict[str, Any]:
         self._clear()
@@ -219,7 +208,7 @@ class LlamaCpp:
         return times, last[0][1], last[0][2]
 
     def _chunks(self, text: str, pictures: list[str], mergeable: bool = False) -> Any:
-        """What a text with markers and its pictures become: ids, and values for the tower. To be freed by the caller."""
+        """What a text with markers and pictures become: ids, and values for the tower. To be freed by the caller."""
         images = [self.mtmd.mtmd_helper_bitmap_init_from_file(self.eyes, p.encode(), False) for p in pictures]
         for image in images:
             self.mtmd.mtmd_bitmap_set_mergeable(image, mergeable)
@@ -234,9 +223,16 @@ class LlamaCpp:
             raise RuntimeError(f"mtmd_tokenize gave {done} for {pictures}")
         return chunks
 
-    def _media(self, chunks: Any) -> list[Any]:
-        every = [self.mtmd.mtmd_input_chunks_get(chunks, i) for i in range(self.mtmd.mtmd_input_chunks_size(chunks))]
-        return [one for one in every if self.mtmd.mtmd_input_chunk_get_type(one) == 1]
+    def _media(self, chunks: Any, work: Callable[[Any], int]) -> int:
+        """Do something with each picture's chunk and free them all; how many tokens they are."""
+        lib, tokens = self.mtmd, 0
+        for one in [lib.mtmd_input_chunks_get(chunks, i) for i in range(lib.mtmd_input_chunks_size(chunks))]:
+            if lib.mtmd_input_chunk_get_type(one) == lib.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+                tokens += lib.mtmd_input_chunk_get_n_tokens(one)
+                if work(one) != 0:
+                    raise RuntimeError("llama.cpp could not encode a picture; its reason is in the log")
+        lib.mtmd_input_chunks_free(chunks)
+        return tokens
 
     def _ids(self, text: str) -> list[int]:
         data = text.encode()

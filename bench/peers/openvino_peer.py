@@ -35,13 +35,16 @@ class OpenVino:
         self._folder = Path(cache) / f"openvino-{variant}"
         self._pipe: Any = None
         self._keeps: bool | None = None  # whether the open pipeline has a prefix cache
-        self._count = 0
-        self._vocabulary: list[str] = []
+        self._count, self._vocabulary = 0, list[str]()
 
     def about(self) -> dict[str, Any]:
         from importlib.metadata import version
 
-        return {"version": version("openvino-genai"), "weights": self._variant, "note": NOTE}
+        return {
+            "version": version("openvino-genai"),
+            "weights": "bf16" if self._variant == "fp16" else self._variant,
+            "note": NOTE,
+        }
 
     def prepare(self) -> dict[str, Any]:
         if not (self._folder / "openvino_config.json").is_file():
@@ -89,7 +92,9 @@ class OpenVino:
         handle = pipe.add_request(self._number(), prompt, generation_config=greedy(1, template=False))
         drain(pipe)
         seconds = time.perf_counter() - start
-        check(handle, tokens)
+        got = handle.get_perf_metrics().get_num_input_tokens()
+        if got != tokens:
+            raise RuntimeError(f"a prompt of {tokens} tokens was wanted, the library counts {got}")
         return {"seconds": seconds}
 
     def answer(self, picture: str, prompt: str, new_tokens: int) -> dict[str, Any]:
@@ -164,7 +169,7 @@ class OpenVino:
         if self._keeps is not keeps:
             import openvino_genai as genai
 
-            self._pipe = None
+            self._pipe, self._keeps = None, None
             scheduler = genai.SchedulerConfig()
             scheduler.enable_prefix_caching = keeps
             scheduler.max_num_batched_tokens = LONGEST
@@ -182,8 +187,8 @@ class OpenVino:
         return self._count
 
     def _prompts(self, count: int, tokens: int, seed: int) -> list[str]:
-        """Different texts of exactly so many tokens: the library takes no ids for such a model. A line of letters that is
-        one token of the vocabulary stays one token, and so does the end of the line."""
+        """Different texts of exactly so many tokens: the library takes no ids for such a model. Letters that are one
+        token stay one on a line of their own, and so does the end of the line."""
         if not self._vocabulary:
             words = json.loads((Path(self._model) / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
             plain = [word for word, number in words.items() if number >= ORDINARY and word.isascii() and word.isalpha()]
@@ -224,12 +229,6 @@ def arrived(handle: Any) -> int:
 def drain(pipe: Any) -> None:
     while pipe.has_non_finished_requests():
         pipe.step()
-
-
-def check(handle: Any, tokens: int) -> None:
-    got = handle.get_perf_metrics().get_num_input_tokens()
-    if got != tokens:
-        raise RuntimeError(f"a prompt of {tokens} tokens was wanted, the library counts {got}")
 
 
 def stopwatch() -> Any:

@@ -97,9 +97,7 @@ class Vllm:
         grid = made["image_grid_thw"][:1].clone()
         grid[0, 0] = len(pictures) // 2
         values = made["pixel_values"][: int(grid.prod())]
-        return self._encode(
-            pixel_values_videos=values, video_grid_thw=grid, second_per_grid_ts=torch.ones(1)
-        )
+        return self._encode(pixel_values_videos=values, video_grid_thw=grid, second_per_grid_ts=torch.ones(1))
 
     def _encode(self, **inputs: Any) -> dict[str, Any]:
         import torch

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+Affine = tuple[tuple[float, ...], tuple[float, ...]]  # (scale, shift) of uint8 pixels, by channel
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -72,7 +73,7 @@ class KVView(Protocol):
 
     @property
     def runs(self) -> list[list[tuple[int, int]]]:
-        """Where the tokens of each sequence lie in the storage, new ones included: (first place, how many), in order."""
+        """Where the tokens of each sequence lie in the storage, new ones included: (first place, how many)."""
 
     def storage(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of all sequences, each [kv heads, places, D]."""

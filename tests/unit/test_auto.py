@@ -119,8 +119,7 @@ def test_every_documented_option_of_from_pretrained(folder: tuple[str, Path]) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization_config": {"load_in_4bit": True}}, r"quantization_config=\.\.\.\) is not supported yet"),
-        ({"load_in_8bit": True}, "load_in_8bit"),
+        ({"quantization_config": {"bits": 4}}, r"quantization_config=\.\.\.\) is not supported yet"),
         ({"ignore_mismatched_sizes": True}, "ignore_mismatched_sizes"),
         ({"use_safetensors": False}, "use_safetensors"),
         ({"variant": "fp16"}, "variant"),

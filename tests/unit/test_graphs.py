@@ -25,7 +25,8 @@ from qwenvl.model.kv_cache import PagedCache, PageTable, SlotCache
 from qwenvl.types import SamplingParams
 
 FORBIDDEN = (
-    "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.repeat_interleave.Tensor", "aten.lift_fresh",
+    "aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonzero", "aten.masked_select",
+    "aten.repeat_interleave", "aten.lift_fresh",
 )  # fmt: skip
 
 

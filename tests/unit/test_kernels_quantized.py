@@ -121,7 +121,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(kind: str, group: int, K: i
 
 @native
 def test_nothing_is_written_beside_the_result() -> None:
-    function = quantized.native_function("qv_linear_quantized", *quantized.PRODUCT)
+    function = quantized.product()
     assert function is not None
     for kind, group in KINDS:
         packed = PackedWeight.from_values(*values(kind, 37, 70, group), group)

@@ -64,7 +64,8 @@ def answer_logits(model: Model, request: Request) -> Tensor:
     embeds, places = [], []
     for item in request.items:
         grid = torch.tensor([item.grid], device=model.device)
-        embeds.append(model.encode_vision(item.patches.to(model.device), grid))
+        affine = () if item.affine is None else (item.affine,)
+        embeds.append(model.encode_vision(item.patches.to(model.device), grid, *affine))
         places.append(torch.arange(item.start, item.start + item.tokens, device=model.device))
     batch = PackedBatch(
         token_ids=torch.tensor(request.token_ids(0, last), device=model.device),

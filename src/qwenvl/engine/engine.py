@@ -91,7 +91,7 @@ class Engine:
         folder = None if vision_folder is None else Path(vision_folder)
         fingerprint = "" if folder is None else tower_fingerprint(model)
         graphs = model.device.type == "cuda" if graphs is None else graphs
-        vision_cache = VisionCache(vision_cache_bytes, folder, fingerprint=fingerprint)
+        vision_cache = VisionCache(vision_cache_bytes, folder, fingerprint=fingerprint, device=model.device)
         self._runner = Runner(model, vision_cache, vision_budget, graphs)
         keep = KEEP_BYTES // KVCache.bytes_per_token(config.text_config, model.dtype)
         self._pool = PagePool(self._runner.make_pages, cache_tokens, keep)
@@ -262,7 +262,8 @@ class Engine:
         assert self._intake is not None
         if not self._live and not self._events:
             self._intake.wait(0.05)
-        for request_id, made in self._intake.ready():
+        most = max(1, 2 * AHEAD - len(self._scheduler.waiting))  # the rest keeps others from being prepared too soon
+        for request_id, made in self._intake.ready(most):
             if request_id not in self._preparing:
                 continue
             del self._preparing[request_id]

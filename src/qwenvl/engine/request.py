@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qwenvl.model.kv_cache import PageTable
 from qwenvl.model.rope import mrope_positions
-from qwenvl.types import Completion, FinishReason, SamplingParams
+from qwenvl.types import Affine, Completion, FinishReason, SamplingParams
 
 from .vision_cache import content_hash
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig
 
     from .sampler import SamplerState
-
-Affine = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 class RequestState(Enum):

@@ -87,7 +87,7 @@ class Layers:
         rotation: cos and sin, float32 [M, 1, head size / 2]. stores: keys and values [kv heads, room, D] of each layer
         in turn, contiguous bfloat16. places: int64 [M], where the new keys go. layout: of a cache, causal.
         """
-        M, D = x.shape
+        M = len(x)
         assert M <= FEW_ROWS, M
         assert layout.in_cache, "keys come from a cache"
         assert layout.tokens == M == len(places), (layout.tokens, M, len(places))

@@ -18,6 +18,8 @@ from qwenvl.kernels.native import library
 
 ADDRESS, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 FEW_ROWS = 16
+OUT_DTYPES = {torch.bfloat16: 0, torch.float32: 1}
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -27,24 +29,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: tor
     float32 sums where float32 is asked for, as logits want it. The result of a row does not depend on how many rows
     there are as long as they are at most FEW_ROWS, or more than that.
     """
-    step = row_step(x) if takes(x, bias) and _plain(weight) and weight.ndim == 2 else None
-    function = native_function("qv_linear_bf16", *[ADDRESS, LONG, *[ADDRESS] * 3, *[LONG] * 5]) if step else None
-    if function is not None and step is not None and x.shape[-1] == weight.shape[1] and weight.is_contiguous():
-        (N, K), dtype = weight.shape, out_dtype or x.dtype
-        M = x.numel() // K
-        if M and N and dtype in OUT_DTYPES and (bias is None or bias.shape == (N,)):
-            out = torch.empty(*x.shape[:-1], N, dtype=dtype)
-            addresses = weight.data_ptr(), bias.data_ptr() if bias is not None else 0, out.data_ptr()
-            function(x.data_ptr(), step, *addresses, N, OUT_DTYPES[dtype], M, N, K, torch.get_num_threads())
+    function, dtype = _product(), out_dtype or x.dtype
+    if function is not None and dtype in OUT_DTYPES and native_takes(x, weight, bias) and weight.is_contiguous():
+        (N, K), size, step = weight.shape, x.numel(), row_step(x)
+        if step and size and N and x.shape[-1] == K and (bias is None or bias.shape == (N,)):
+            out = torch.empty((*x.shape[:-1], N), dtype=dtype)
+            at = x.data_ptr(), step, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()
+            function(*at, N, OUT_DTYPES[dtype], size // K, N, K, torch.get_num_threads())
             return out
     out = F.linear(x, weight, bias)
     return out if out_dtype is None else out.to(out_dtype)
 
 
-OUT_DTYPES = {torch.bfloat16: 0, torch.float32: 1}
-
-
-@cache
 def native_function(name: str, *types: type) -> Callable[..., None] | None:
     """The native function of that name, its last argument the number of threads; None without a library."""
     loaded = library()
@@ -55,19 +51,29 @@ def native_function(name: str, *types: type) -> Callable[..., None] | None:
     return function
 
 
-def takes(x: Tensor, bias: Tensor | None) -> bool:
-    """Whether native code may read x and bias: bfloat16 on the CPU, elements side by side, no gradient wanted."""
-    return _plain(x) and x.ndim > 0 and x.stride(-1) == 1 and (bias is None or (_plain(bias) and bias.is_contiguous()))
+def native_takes(*tensors: Tensor | None) -> bool:
+    """Whether native code may read these: plain bfloat16 tensors on the CPU with the elements of a row side by side,
+    and no gradient wanted."""
+    wanted = torch.is_grad_enabled()
+    for x in tensors:
+        if x is not None and (
+            x.dtype is not torch.bfloat16
+            or not x.is_cpu
+            or type(x) not in PLAIN
+            or x.stride()[-1:] != (1,)
+            or (wanted and x.requires_grad)
+        ):
+            return False
+    return True
 
 
-def row_step(x: Tensor) -> int | None:
-    """Elements from row to row of x [..., K]; None where rows do not lie evenly or there are none."""
+def row_step(x: Tensor) -> int:
+    """Elements from row to row of x [..., K]; 0 where rows do not lie evenly."""
     if x.ndim == 2:
-        return x.stride(0) or None
-    return x.shape[-1] or None if x.is_contiguous() else None
+        return x.stride(0)
+    return x.shape[-1] if x.is_contiguous() else 0
 
 
-def _plain(x: Tensor) -> bool:
-    if x.dtype != torch.bfloat16 or not x.is_cpu or type(x) not in (Tensor, torch.nn.Parameter):
-        return False
-    return not (x.requires_grad and torch.is_grad_enabled())
+@cache
+def _product() -> Callable[..., None] | None:
+    return native_function("qv_linear_bf16", ADDRESS, LONG, *[ADDRESS] * 3, *[LONG] * 5)

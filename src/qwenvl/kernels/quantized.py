@@ -10,21 +10,22 @@ slower, and without the rounding of x. The packed form is the same in both cases
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.kernels.linear import ADDRESS, LONG, OUT_DTYPES, native_function, row_step, takes
+from qwenvl.kernels.linear import ADDRESS, LONG, OUT_DTYPES, native_function, native_takes, row_step
 
 Kind = Literal["int8", "int4"]
 PANEL = 32
 GROUPS: dict[str, int] = {"int8": 128, "int4": 32}
 LONGEST_GROUP = 1024
 SHRINKS = 10  # ranges tried for 4 bits
-PRODUCT = (ADDRESS, LONG, *[ADDRESS] * 5, *[LONG] * 6)
 CHUNK = 2**23  # weights whose integers are chosen at a time
 
 
@@ -114,16 +115,23 @@ def quantized_linear(
     N, K = packed.out_features, packed.in_features
     if x.shape[-1] != K:
         raise ValueError(f"x has {x.shape[-1]} features: expected {K}")
-    dtype, step = out_dtype or x.dtype, row_step(x) if takes(x, bias) else None
-    function = native_function("qv_linear_quantized", *PRODUCT) if step else None
-    if function is not None and packed.data.is_cpu and dtype in OUT_DTYPES and x.numel():
-        out = torch.empty(*x.shape[:-1], N, dtype=dtype)
-        weight = packed.data.data_ptr(), packed.scales.data_ptr(), 0 if packed.minima is None else packed.minima.data_ptr()
-        addresses = (*weight, 0 if bias is None else bias.data_ptr(), out.data_ptr())
-        sizes = (N, OUT_DTYPES[dtype], x.numel() // K, N, K, packed.group)
-        function(x.data_ptr(), step, *addresses, *sizes, torch.get_num_threads())
-        return out
+    function, dtype, size = product(), out_dtype or x.dtype, x.numel()
+    data, scales, minima = packed.data, packed.scales, packed.minima
+    if function is not None and dtype in OUT_DTYPES and native_takes(x, bias) and data.is_cpu:
+        step = row_step(x)
+        if step and size and (bias is None or bias.shape == (N,)):
+            out = torch.empty((*x.shape[:-1], N), dtype=dtype)
+            at = data.data_ptr(), scales.data_ptr(), 0 if minima is None else minima.data_ptr()
+            more = 0 if bias is None else bias.data_ptr(), out.data_ptr(), N, OUT_DTYPES[dtype], size // K, N, K
+            function(x.data_ptr(), step, *at, *more, packed.group, torch.get_num_threads())
+            return out
     return F.linear(x, packed.dequantize(x.dtype), bias).to(dtype)
+
+
+@cache
+def product() -> Callable[..., None] | None:
+    """The native product; None without a library."""
+    return native_function("qv_linear_quantized", ADDRESS, LONG, *[ADDRESS] * 5, *[LONG] * 6)
 
 
 def _checked(kind: str, group: int) -> int:

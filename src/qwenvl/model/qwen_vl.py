@@ -19,8 +19,8 @@ from qwenvl.model.outputs import BaseModelOutputWithPooling, Qwen2_5_VLCausalLMO
 from qwenvl.model.padding import Padded
 from qwenvl.model.past import PastKeyValues
 from qwenvl.model.text import TextModel, init_weights
-from qwenvl.model.vision import Affine, VisionTower
-from qwenvl.types import PackedBatch
+from qwenvl.model.vision import VisionTower
+from qwenvl.types import Affine, PackedBatch
 
 IGNORED_LABEL = -100
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLTextConfig, Qwen2VLTextConfig
-from qwenvl.model.attention import Backend, Plan, attend, plan
 from qwenvl.kernels.rows import rotate_rows
+from qwenvl.model.attention import Backend, Plan, attend, plan
 from qwenvl.model.few_rows import FewRows
 from qwenvl.model.layers import GatedMLP, Linear, Recompute, RMSNorm, add_norm
 from qwenvl.model.rope_types import packed_rotation

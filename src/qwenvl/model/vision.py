@@ -16,15 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLVisionConfig, Qwen2VLVisionConfig
-from qwenvl.model.attention import Backend, Plan, attend, plan
 from qwenvl.kernels.rows import rotate_rows
+from qwenvl.model.attention import Backend, Plan, attend, plan
 from qwenvl.model.layers import GatedMLP, Linear, PlainMLP, Recompute, add_norm, norm_named
 from qwenvl.model.rope import vision_rotation
-from qwenvl.types import SeqInfo
+from qwenvl.types import Affine, SeqInfo
 
 NORM_EPS = 1e-6
 VisionConfig = Qwen2_5_VLVisionConfig | Qwen2VLVisionConfig
-Affine = tuple[tuple[float, ...], tuple[float, ...]]  # (scale, shift) of uint8 pixels, by channel
 Product = tuple[Tensor, Tensor | None]  # weight and bias
 KEPT_PRODUCTS = 4
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qwenvl.media.resize import smart_resize
+from qwenvl.types import Affine
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -21,7 +22,6 @@ BICUBIC = 3
 FIELDS = ("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std",
           "do_resize", "do_rescale", "rescale_factor", "do_normalize", "do_convert_rgb", "resample")  # fmt: skip
 LIMITS = ("min_pixels", "max_pixels")
-Affine = tuple[tuple[float, ...], tuple[float, ...]]  # (scale, shift) by channel
 
 
 def patchify_frames(frames: Tensor, patch: int = 14, merge: int = 2, temporal: int = 2) -> Tensor:

@@ -151,6 +151,7 @@ static void write_rows(const problem *p, const task *t, const work_space *w, lon
 static void join_blocks(const problem *p, const cut *c, work_space *w, long width) {
     const long padded = padded_of(p->size);
     const float *block = c->blocks;
+    memset(w->out, 0, sizeof(float) * width * padded);
     for (long b = c->first; b < c->last; b++, block += c->stride) {
         join(w, block, block + width, width, p->scale);
         for (long r = 0; r < width; r++) {
@@ -285,7 +286,8 @@ static void run_tasks(void *context, long worker) {
 
 /* q: [T, kv_heads * group, size], out the same, contiguous. k, v: key i of a run at (start + i) * k_token. layout:
 number of sequences n, cu_q [n + 1], keys of each [n], cu_runs [n + 1], then (start, length) of every run. The last query
-of a sequence stands at its last key; causal: it sees keys at most at its position and above its position - window. scale: of the scores. */
+of a sequence stands at its last key; causal: a query sees keys at most at its position and above its position - window.
+scale: of the scores. */
 EXPORT void qv_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, const int64_t *layout, long group,
                          long kv_heads, long size, long q_token, long q_head, long k_token, long k_head, long v_token,
                          long v_head, long causal, long window, float scale, int threads) {
@@ -301,7 +303,7 @@ EXPORT void qv_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out,
     j.memory = scratch(j.memory_step * threads);
     share_out(run_tasks, &j, threads, threads);
     for (long i = 0; i < j.count; i++)
-        if (j.tasks[i].shared && j.tasks[i].first == j.tasks[i].shared->first) free(j.tasks[i].shared);
+        if (j.tasks[i].shared && j.tasks[i].last == j.tasks[i].shared->last) free(j.tasks[i].shared);
     free(j.tasks);
     free(j.memory);
 }
