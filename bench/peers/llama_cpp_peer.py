@@ -1,6 +1,6 @@
-"""llama.cpp as a peer of the benchmark (PROTOCOL.md), through the C functions that llama-cpp-python wraps: its classes take
-one conversation at a time. The order of work is that of llama.cpp's server: a prompt that has come is computed whole, then
-all sequences decode together. variant: "bf16", "q8_0", "q4_0" or "q4_k_m", with the tower in bf16. README.md has the rest.
+"""llama.cpp as a peer of the benchmark (PROTOCOL.md), through the C functions that llama-cpp-python wraps: its classes
+take one conversation at a time. The order is that of llama.cpp's server: a prompt is computed whole, then all decode
+together. variant: "bf16", "q8_0", "q4_0" or "q4_k_m", with the tower in bf16. README.md says how to install it.
 """
 
 from __future__ import annotations
@@ -88,9 +88,8 @@ class LlamaCpp:
 
         self.lib, self.mtmd, self.numpy = llama_cpp, mtmd_cpp, numpy
         llama_cpp.llama_backend_init()
-        self.model = llama_cpp.llama_model_load_from_file(
-            str(self._text).encode(), llama_cpp.llama_model_default_params()
-        )
+        plain = llama_cpp.llama_model_default_params()
+        self.model = llama_cpp.llama_model_load_from_file(str(self._text).encode(), plain)
         params = llama_cpp.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max, params.kv_unified = CELLS, BATCH, SEQUENCES, True
         params.n_threads = params.n_threads_batch = self._threads
@@ -123,14 +122,14 @@ class LlamaCpp:
         return {"seconds": time.perf_counter() - start, "tokens": tokens}
 
     def prefill(self, tokens: int, seed: int) -> dict[str, Any]:
-        self._clear()
+        self.lib.llama_memory_clear(self.memory, False)
         [ids] = self._ordinary(1, tokens, seed)
         start = time.perf_counter()
         self._extend(ids, 0, 0)
         return {"seconds": time.perf_counter() - start}
 
     def decode(self, context: int, batch: int, steps: int, seed: int) -> dict[str, Any]:
-        self._clear()
+        self.lib.llama_memory_clear(self.memory, False)
         prompts = self._ordinary(batch, context, seed)
         last = [(row, context, self._extend(ids, 0, row)) for row, ids in enumerate(prompts)]
         start = time.perf_counter()
@@ -140,61 +139,53 @@ class LlamaCpp:
 
     def answer(self, picture: str, prompt: str, new_tokens: int) -> dict[str, Any]:
         start = time.perf_counter()
-        self._clear()
+        self.lib.llama_memory_clear(self.memory, False)
         place, token, tokens = self._ask(picture, prompt, 0)
-        times, _, _ = self._go_on(place, token, new_tokens, start)
-        return {"times": times, "prompt_tokens": tokens}
+        return {"times": self._go_on(place, token, new_tokens, start)[0], "prompt_tokens": tokens}
 
     def chat(self, picture: str, prompt: str, new_tokens: int, follow_up: str, next_tokens: int) -> dict[str, Any]:
         start = time.perf_counter()
-        self._clear()
+        self.lib.llama_memory_clear(self.memory, False)
         place, token, _ = self._ask(picture, prompt, 0)
         first, place, token = self._go_on(place, token, new_tokens, start)
         start = time.perf_counter()
         added = [token, *self._ids("<|im_end|>\n" + TALK.format(follow_up))]
         token = self._extend(added, place, 0)
-        second, _, _ = self._go_on(place + len(added), token, next_tokens, start)
+        second = self._go_on(place + len(added), token, next_tokens, start)[0]
         return {"turns": [{"times": first}, {"times": second}]}
 
     def serve(self, requests: list[dict[str, Any]]) -> dict[str, Any]:
         start = time.perf_counter()
-        self._clear()
+        self.lib.llama_memory_clear(self.memory, False)
         times: list[list[float]] = [[] for _ in requests]
         running: dict[int, tuple[int, int, int]] = {}  # request -> its sequence, place and last token
-        free, added = list(range(RUNNING)), 0
+        added = 0
         while added < len(requests) or running:
             if not running:
                 time.sleep(max(0.0, requests[added]["at"] - (time.perf_counter() - start)))
+            free = set(range(RUNNING)) - {row for row, _, _ in running.values()}
             while added < len(requests) and free and requests[added]["at"] <= time.perf_counter() - start:
-                row = free.pop(0)
-                place, token, _ = self._ask(requests[added]["picture"], requests[added]["prompt"], row)
+                row = free.pop()
+                running[added] = row, *self._ask(requests[added]["picture"], requests[added]["prompt"], row)[:2]
                 times[added].append(time.perf_counter() - start)
-                running[added] = row, place, token
                 added += 1
             for number, (row, _, _) in list(running.items()):
                 if len(times[number]) >= requests[number]["new_tokens"]:
                     self.lib.llama_memory_seq_rm(self.memory, row, -1, -1)
-                    free.append(row)
                     del running[number]
             if running:
                 running = dict(zip(running, self._step(list(running.values())), strict=True))
-                now = time.perf_counter() - start
                 for number in running:
-                    times[number].append(now)
+                    times[number].append(time.perf_counter() - start)
         return {"requests": [{"times": each} for each in times]}
-
-    def _clear(self) -> None:
-        self.lib.llama_memory_clear(self.memory, False)
 
     def _ask(self, picture: str, prompt: str, row: int) -> tuple[int, int, int]:
         """Compute a prompt with a picture: the place after it, the first token of the answer, and its length."""
         chunks = self._chunks(SYSTEM + TALK.format(self.mtmd.mtmd_default_marker().decode() + prompt), [picture])
         place = ctypes.c_int32(0)
-        done = self.mtmd.mtmd_helper_eval_chunks(
-            self.eyes, self.context, chunks, 0, row, BATCH, True, ctypes.byref(place)
-        )
-        if done != 0:
-            raise RuntimeError(f"mtmd_helper_eval_chunks gave {done}")
+        whole = (self.eyes, self.context, chunks, 0, row, BATCH, True, ctypes.byref(place))
+        if self.mtmd.mtmd_helper_eval_chunks(*whole) != 0:
+            raise RuntimeError("llama.cpp could not compute the prompt; its reason is in the log")
         tokens = self.mtmd.mtmd_helper_get_n_tokens(chunks)
         self.mtmd.mtmd_input_chunks_free(chunks)
         return place.value, self._likeliest(-1), tokens
@@ -210,17 +201,16 @@ class LlamaCpp:
     def _chunks(self, text: str, pictures: list[str], mergeable: bool = False) -> Any:
         """What a text with markers and pictures become: ids, and values for the tower. To be freed by the caller."""
         images = [self.mtmd.mtmd_helper_bitmap_init_from_file(self.eyes, p.encode(), False) for p in pictures]
-        for image in images:
-            self.mtmd.mtmd_bitmap_set_mergeable(image, mergeable)
+        for image in images if mergeable else []:
+            self.mtmd.mtmd_bitmap_set_mergeable(image, True)
         data = text.encode()
         given = self.mtmd.mtmd_input_text(data, len(data), False, True)
         chunks = self.mtmd.mtmd_input_chunks_init()
         array = (self.mtmd.mtmd_bitmap_p_ctypes * len(images))(*images)
-        done = self.mtmd.mtmd_tokenize(self.eyes, chunks, ctypes.byref(given), array, len(images))
+        if self.mtmd.mtmd_tokenize(self.eyes, chunks, ctypes.byref(given), array, len(images)) != 0:
+            raise RuntimeError(f"llama.cpp could not take {pictures}; its reason is in the log")
         for image in images:
             self.mtmd.mtmd_bitmap_free(image)
-        if done != 0:
-            raise RuntimeError(f"mtmd_tokenize gave {done} for {pictures}")
         return chunks
 
     def _media(self, chunks: Any, work: Callable[[Any], int]) -> int:
@@ -262,9 +252,8 @@ class LlamaCpp:
         for i, (row, place, token) in enumerate(cells):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, place, 1, row
             batch.logits[i] = each or i == len(cells) - 1
-        done = self.lib.llama_decode(self.context, batch)
-        if done != 0:
-            raise RuntimeError(f"llama_decode gave {done} for {len(cells)} tokens")
+        if self.lib.llama_decode(self.context, batch) != 0:
+            raise RuntimeError(f"llama_decode failed on {len(cells)} tokens; its reason is in the log")
 
     def _likeliest(self, index: int) -> int:
         logits = self.lib.llama_get_logits_ith(self.context, index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ PATH = Path(__file__).parents[2] / "bench" / "gpu.py"
 
 
 @pytest.fixture
-def gpu() -> Any:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     spec = importlib.util.spec_from_file_location("bench_gpu", PATH)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_gpu", module)
     spec.loader.exec_module(module)
     return module
 

@@ -4,6 +4,7 @@ take (waiting for the device, tensors made from numbers) fails."""
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -144,6 +145,20 @@ def test_a_graph_serves_every_step_of_its_bucket() -> None:
         assert torch.allclose(captured.run(last(asked), one), plain.run(last(asked), other), atol=1e-4)
         assert same_stores(one, other)
     assert (Recorder.captured, Recorder.replayed) == (1, 4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen2_vl"])
+@torch.inference_mode()
+def test_random_batches_of_both_families(family: str) -> None:
+    captured, one, plain, other = twins(model_of(family), 150)
+    draw = random.Random(family)
+    for seed in range(12):
+        lengths = [draw.choice([draw.randrange(2, 60), draw.randrange(2, 330)]) for _ in range(draw.randrange(1, 12))]
+        pages = draw.sample(range(150), 150) if seed % 2 else list(range(150))
+        asked = decoding(lengths, pages, seed)
+        assert torch.allclose(captured.run(last(asked), one), plain.run(last(asked), other), atol=1e-4)
+        assert same_stores(one, other)
+    assert Recorder.replayed == 12 > Recorder.captured
 
 
 @torch.inference_mode()

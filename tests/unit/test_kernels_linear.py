@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.kernels.linear import linear
+from qwenvl.kernels.linear import ADDRESS, LONG, linear, native_function
 from qwenvl.kernels.native import library
 
 native = pytest.mark.skipif(library() is None, reason="no native library here")
@@ -15,60 +15,60 @@ SHAPES = [(1, 1, 1), (1, 48, 32), (3, 5, 31), (2, 50, 33), (7, 97, 588), (16, 25
 LARGE = [(17, 1, 1), (17, 33, 31), (23, 64, 65), (40, 100, 588), (300, 257, 1280), (65, 70, 3420), (640, 256, 2048)]
 
 
-def draw(M: int, N: int, K: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(M * 31 + N * 7 + K)
-    return tuple(torch.randn(*shape, generator=generator).bfloat16() for shape in ((M, K), (N, K), (N,)))  # type: ignore[return-value]
+def draw(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(m * 31 + n * 7 + k)
+    return tuple(torch.randn(*shape, generator=generator).bfloat16() for shape in ((m, k), (n, k), (n,)))  # type: ignore[return-value]
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.double(), weight.double(), None if bias is None else bias.double())
 
 
-def close(out: Tensor, want: Tensor, K: int) -> None:
+def close(out: Tensor, want: Tensor, k: int) -> None:
     """float32 sums: an error of a few units of the last place of the largest partial sum; bf16: one rounding more."""
     rounding = 2**-8 * want.abs() if out.dtype == torch.bfloat16 else 0.0
-    assert ((out.double() - want).abs() <= rounding + 2e-6 * K**0.5 * (1 + K**0.5)).all()
+    assert ((out.double() - want).abs() <= rounding + 2e-6 * k**0.5 * (1 + k**0.5)).all()
 
 
-@pytest.mark.parametrize(("M", "N", "K"), SHAPES + LARGE)
-def test_it_is_the_product_rounded_once(M: int, N: int, K: int) -> None:
-    x, weight, bias = draw(M, N, K)
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES + LARGE)
+def test_it_is_the_product_rounded_once(m: int, n: int, k: int) -> None:
+    x, weight, bias = draw(m, n, k)
     with torch.no_grad():
         for b in (None, bias):
             out = linear(x, weight, b)
             assert out.dtype == torch.bfloat16
-            assert out.shape == (M, N)
-            close(out, exact(x, weight, b), K)
+            assert out.shape == (m, n)
+            close(out, exact(x, weight, b), k)
 
 
 @native
-@pytest.mark.parametrize(("M", "N", "K"), SHAPES + LARGE)
-def test_float32_results_are_not_rounded_to_bfloat16(M: int, N: int, K: int) -> None:
-    x, weight, bias = draw(M, N, K)
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES + LARGE)
+def test_float32_results_are_not_rounded_to_bfloat16(m: int, n: int, k: int) -> None:
+    x, weight, bias = draw(m, n, k)
     with torch.no_grad():
         out = linear(x, weight, bias, torch.float32)
     assert out.dtype == torch.float32
-    close(out, exact(x, weight, bias), K)
+    close(out, exact(x, weight, bias), k)
 
 
 @native
-@pytest.mark.parametrize(("N", "K"), [(50, 2048), (61, 3420), (25, 11008)])
-def test_a_row_does_not_depend_on_the_rows_beside_it(N: int, K: int) -> None:
-    x, weight, bias = draw(16, N, K)
+@pytest.mark.parametrize(("n", "k"), [(50, 2048), (61, 3420), (25, 11008)])
+def test_a_row_does_not_depend_on_the_rows_beside_it(n: int, k: int) -> None:
+    x, weight, bias = draw(16, n, k)
     with torch.no_grad():
         alone = torch.cat([linear(row[None], weight, bias, torch.float32) for row in x])
-        for M in range(1, 17):
-            assert torch.equal(linear(x[:M], weight, bias, torch.float32), alone[:M])
+        for m in range(1, 17):
+            assert torch.equal(linear(x[:m], weight, bias, torch.float32), alone[:m])
 
 
 @native
-@pytest.mark.parametrize(("N", "K"), [(50, 2048), (300, 588)])
-def test_neither_does_it_among_many_rows(N: int, K: int) -> None:
-    x, weight, bias = draw(1300, N, K)
+@pytest.mark.parametrize(("n", "k"), [(50, 2048), (300, 588)])
+def test_neither_does_it_among_many_rows(n: int, k: int) -> None:
+    x, weight, bias = draw(1300, n, k)
     with torch.no_grad():
         together = linear(x, weight, bias, torch.float32)
-        for start, M in ((0, 17), (3, 24), (100, 41), (17, 600), (99, 1201)):
-            assert torch.equal(linear(x[start : start + M], weight, bias, torch.float32), together[start : start + M])
+        for start, m in ((0, 17), (3, 24), (100, 41), (17, 600), (99, 1201)):
+            assert torch.equal(linear(x[start : start + m], weight, bias, torch.float32), together[start : start + m])
 
 
 def test_rows_may_lie_apart_and_have_any_number_of_dimensions() -> None:
@@ -83,19 +83,32 @@ def test_rows_may_lie_apart_and_have_any_number_of_dimensions() -> None:
         close(linear(x[:1].expand(6, 64), weight, bias), exact(x[:1].expand(6, 64), weight, bias), 64)
 
 
+def call(x: Tensor, weight: Tensor, out: Tensor, threads: int) -> None:
+    function = native_function("qv_linear_bf16", ADDRESS, LONG, *[ADDRESS] * 3, *[LONG] * 5)
+    assert function is not None
+    (m, k), n = x.shape, weight.shape[0]
+    function(x.data_ptr(), k, weight.data_ptr(), 0, out.data_ptr(), out.stride(0), 1, m, n, k, threads)
+
+
 @native
 def test_nothing_is_written_beside_the_result() -> None:
-    from qwenvl.kernels.linear import ADDRESS, LONG, native_function
+    for m, n, k in ((5, 37, 70), (29, 37, 70)):
+        x, weight, _ = draw(m, n, k)
+        out = torch.full((m + 1, n + 3), 7.0)
+        call(x, weight, out, 2)
+        assert (out[:, n:] == 7).all()
+        assert (out[m] == 7).all()
+        close(out[:m, :n], exact(x, weight, None), k)
 
-    function = native_function("qv_linear_bf16", *[ADDRESS, LONG, *[ADDRESS] * 3, *[LONG] * 5])
-    assert function is not None
-    for M, N, K in ((5, 37, 70), (29, 37, 70)):
-        x, weight, _ = draw(M, N, K)
-        out = torch.full((M + 1, N + 3), 7.0)
-        function(x.data_ptr(), K, weight.data_ptr(), 0, out.data_ptr(), N + 3, 1, M, N, K, 2)
-        assert (out[:, N:] == 7).all()
-        assert (out[M] == 7).all()
-        close(out[:M, :N], exact(x, weight, None), K)
+
+@native
+@pytest.mark.parametrize(("m", "n", "k"), [(3, 500, 300), (700, 90, 300), (1300, 600, 64)])
+def test_threads_change_nothing(m: int, n: int, k: int) -> None:
+    x, weight, _ = draw(m, n, k)
+    alone, shared = torch.empty(m, n), torch.empty(m, n)
+    call(x, weight, alone, 1)
+    call(x, weight, shared, 3)
+    assert torch.equal(alone, shared)
 
 
 def test_gradients_other_types_and_empty_inputs_take_torch_s_way() -> None:

@@ -24,32 +24,32 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def rounded(x: Tensor, group: int) -> Tensor:
     """x as the native product sees it: 8 bits for a row's group."""
-    K = x.shape[-1]
-    groups = F.pad(x.float(), (0, -K % group)).view(len(x), -1, group)
+    k = x.shape[-1]
+    groups = F.pad(x.float(), (0, -k % group)).view(len(x), -1, group)
     largest = groups.abs().amax(-1, keepdim=True)
     q = (groups * torch.where(largest > 0, torch.tensor(127.0) / largest, 0)).round()
-    return (q.double() * (largest / 127).double()).view(len(x), -1)[:, :K]
+    return (q.double() * (largest / 127).double()).view(len(x), -1)[:, :k]
 
 
-def values(kind: str, N: int, K: int, group: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    generator = torch.Generator().manual_seed(N + K)
-    q = torch.randint(0, 256 if kind == "int8" else 16, (N, K), generator=generator).to(torch.uint8)
-    scales = torch.rand(N, -(-K // group), generator=generator).half()
+def values(kind: str, n: int, k: int, group: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(n + k)
+    q = torch.randint(0, 256 if kind == "int8" else 16, (n, k), generator=generator).to(torch.uint8)
+    scales = torch.rand(n, -(-k // group), generator=generator).half()
     return q, scales, None if kind == "int8" else -8 * torch.rand(scales.shape, generator=generator).half()
 
 
 @pytest.mark.parametrize(("kind", "group"), KINDS)
-@pytest.mark.parametrize(("N", "K"), [(1, 1), (33, 31), (64, 256), (97, 300)])
-def test_values_come_back_as_they_were(kind: str, group: int, N: int, K: int) -> None:
-    q, scales, minima = values(kind, N, K, group)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 31), (64, 256), (97, 300)])
+def test_values_come_back_as_they_were(kind: str, group: int, n: int, k: int) -> None:
+    q, scales, minima = values(kind, n, k, group)
     packed = PackedWeight.from_values(q, scales, minima, group)
-    assert (packed.kind, packed.group, packed.out_features, packed.in_features) == (kind, group, N, K)
+    assert (packed.kind, packed.group, packed.out_features, packed.in_features) == (kind, group, n, k)
     back = packed.values()
     assert torch.equal(back[0], q)
     assert torch.equal(back[1], scales)
     assert (back[2] is None) if minima is None else torch.equal(back[2], minima)
-    each = scales.float().repeat_interleave(group, 1)[:, :K]
-    want = each * (q.float() - 128) if minima is None else each * q + minima.float().repeat_interleave(group, 1)[:, :K]
+    each = scales.float().repeat_interleave(group, 1)[:, :k]
+    want = each * (q.float() - 128) if minima is None else each * q + minima.float().repeat_interleave(group, 1)[:, :k]
     torch.testing.assert_close(packed.dequantize(), want)
     assert packed.dequantize(torch.bfloat16).dtype == torch.bfloat16
 
@@ -93,10 +93,10 @@ def test_large_weights_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(("kind", "group"), KINDS)
-@pytest.mark.parametrize(("M", "N", "K"), SHAPES)
-def test_the_product(kind: str, group: int, M: int, N: int, K: int) -> None:
-    packed = PackedWeight.from_values(*values(kind, N, K, group), group)
-    x, bias = normal(M, K), normal(N)
+@pytest.mark.parametrize(("m", "n", "k"), SHAPES)
+def test_the_product(kind: str, group: int, m: int, n: int, k: int) -> None:
+    packed = PackedWeight.from_values(*values(kind, n, k, group), group)
+    x, bias = normal(m, k), normal(n)
     with torch.no_grad():
         out, wide = quantized_linear(x, packed, bias), quantized_linear(x, packed, None, torch.float32)
     assert (out.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
@@ -109,14 +109,14 @@ def test_the_product(kind: str, group: int, M: int, N: int, K: int) -> None:
 
 @native
 @pytest.mark.parametrize(("kind", "group"), KINDS)
-@pytest.mark.parametrize("K", [300, 2048])
-def test_a_row_does_not_depend_on_the_rows_beside_it(kind: str, group: int, K: int) -> None:
-    packed = PackedWeight.from_values(*values(kind, 200, K, group), group)
-    x = normal(300, K)
+@pytest.mark.parametrize("k", [300, 2048])
+def test_a_row_does_not_depend_on_the_rows_beside_it(kind: str, group: int, k: int) -> None:
+    packed = PackedWeight.from_values(*values(kind, 200, k, group), group)
+    x = normal(300, k)
     with torch.no_grad():
         alone = torch.cat([quantized_linear(row[None], packed, None, torch.float32) for row in x])
-        for M in (*range(1, 20), 64, 300):
-            assert torch.equal(quantized_linear(x[:M], packed, None, torch.float32), alone[:M])
+        for m in (*range(1, 20), 64, 300):
+            assert torch.equal(quantized_linear(x[:m], packed, None, torch.float32), alone[:m])
 
 
 @native
@@ -126,12 +126,12 @@ def test_nothing_is_written_beside_the_result() -> None:
     for kind, group in KINDS:
         packed = PackedWeight.from_values(*values(kind, 37, 70, group), group)
         low = 0 if packed.minima is None else packed.minima.data_ptr()
-        for M in (5, 29):
-            x, out = normal(M, 70), torch.full((M + 1, 40), 7.0)
+        for m in (5, 29):
+            x, out = normal(m, 70), torch.full((m + 1, 40), 7.0)
             weight = packed.data.data_ptr(), packed.scales.data_ptr(), low
-            function(x.data_ptr(), 70, *weight, 0, out.data_ptr(), 40, 1, M, 37, 70, group, 2)
+            function(x.data_ptr(), 70, *weight, 0, out.data_ptr(), 40, 1, m, 37, 70, group, 2)
             assert (out[:, 37:] == 7).all()
-            assert (out[M] == 7).all()
+            assert (out[m] == 7).all()
 
 
 def test_activations_of_zero_and_not_a_number() -> None:

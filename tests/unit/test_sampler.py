@@ -35,7 +35,7 @@ def draws(count: int, prompt: list[int] | None = None, **params: Any) -> list[in
     draw = sampler()
     state = draw.start(prompt or [9], SamplingParams(**{"temperature": 1.0, "seed": 0, **params}))
     row = logits_of().unsqueeze(0)
-    return [draw.sample(row, [state])[0].token for _ in range(count)]
+    return [draw.sample(row.clone(), [state])[0].token for _ in range(count)]
 
 
 def test_greedy_takes_the_best_that_is_not_banned() -> None:
@@ -84,14 +84,14 @@ def test_repetition_penalty_by_hand() -> None:
     draw = sampler(5, ())
     row = torch.tensor([[3.0, 2.9, -0.5, -1.0, 0.0]])
     state = draw.start([0], SamplingParams(repetition_penalty=1.5))
-    assert [draw.sample(row, [state])[0].token for _ in range(3)] == [
+    assert [draw.sample(row.clone(), [state])[0].token for _ in range(3)] == [
         1,
         0,
         0,
     ]  # 2.0 < 2.9; then 2.0 > 2.9 / 1.5
     negative = torch.tensor([[-1.0, -1.2, -9.0, -9.0, -9.0]])
     state = draw.start([0], SamplingParams(repetition_penalty=1.5))  # -1.0 * 1.5 = -1.5 < -1.2
-    assert draw.sample(negative, [state])[0].token == 1
+    assert draw.sample(negative.clone(), [state])[0].token == 1
 
 
 def test_penalty_touches_only_its_own_row() -> None:
@@ -99,7 +99,7 @@ def test_penalty_touches_only_its_own_row() -> None:
     rows = logits_of().repeat(2, 1)
     plain, penalised = SamplingParams(), SamplingParams(repetition_penalty=100.0)
     states = [draw.start([0], plain), draw.start([0], penalised)]
-    assert [d.token for d in draw.sample(rows, states)] == [0, 1]
+    assert [d.token for d in draw.sample(rows.clone(), states)] == [0, 1]
 
 
 @settings(max_examples=25, deadline=None)
@@ -122,8 +122,8 @@ def test_a_seeded_draw_does_not_see_its_batch_mates(data: st.DataObject) -> None
     draw = sampler()
     alone, together = draw.start([1], mine), [draw.start([1], p) for p in [*others, mine]]
     for _ in range(5):
-        expected = draw.sample(rows[-1:], [alone])[0]
-        assert draw.sample(rows, together)[-1] == expected
+        expected = draw.sample(rows[-1:].clone(), [alone])[0]
+        assert draw.sample(rows.clone(), together)[-1] == expected
 
 
 def test_without_a_seed_torch_manual_seed_decides() -> None:
@@ -138,9 +138,9 @@ def test_logprob_is_of_the_models_own_logits() -> None:
     draw = sampler()
     row = logits_of().unsqueeze(0)
     params = SamplingParams(temperature=0.5, top_k=1, repetition_penalty=2.0, seed=1, logprobs=True)
-    drawn = draw.sample(row, [draw.start([5], params)])[0]
+    drawn = draw.sample(row.clone(), [draw.start([5], params)])[0]
     assert drawn.logprob == pytest.approx(float(row.log_softmax(-1)[0, drawn.token]), abs=1e-5)
-    assert draw.sample(row, [draw.start([5], SamplingParams())])[0] == Drawn(0, None)
+    assert draw.sample(row.clone(), [draw.start([5], SamplingParams())])[0] == Drawn(0, None)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -150,7 +150,7 @@ def test_logits_that_are_not_finite_fail_their_row_only(bad: float, temperature:
     rows = logits_of().repeat(3, 1)
     rows[1, 4] = bad
     params = SamplingParams(temperature=temperature, seed=3, logprobs=True)
-    drawn = draw.sample(rows, [draw.start([1], params) for _ in range(3)])
+    drawn = draw.sample(rows.clone(), [draw.start([1], params) for _ in range(3)])
     assert drawn[1].error is not None
     assert "not finite (1 of 12)" in drawn[1].error
     assert drawn[0] == drawn[2]

@@ -58,14 +58,14 @@ class PackedWeight:
         group = _checked(kind, GROUPS.get(kind, 0) if group is None else group)
         if weight.ndim != 2 or not weight.numel():
             raise ValueError(f"cannot pack a weight of shape {list(weight.shape)}: expected [N, K], not empty")
-        K = weight.shape[1]
+        N, K = weight.shape
         chunks = weight.detach().split(max(CHUNK // K // PANEL, 1) * PANEL)
         parts = [cls.from_values(*_choose(rows, kind, group), group, K) for rows in chunks]
         if len(parts) == 1:
             return parts[0]
         low = [part.minima for part in parts if part.minima is not None]
         data, scales = torch.cat([part.data for part in parts]), torch.cat([part.scales for part in parts])
-        return cls(kind, group, *weight.shape, data, scales, torch.cat(low) if low else None)
+        return cls(kind, group, N, K, data, scales, torch.cat(low) if low else None)
 
     @classmethod
     def from_values(

@@ -64,8 +64,8 @@ INLINE void tile(const few_rows *c, const bf16 *x, const bf16 *w, long k, long e
     UNROLL for (int i = 0; i < R * X; i++) kept[i] = sum[i];
 }
 
-/* X rows of x from m times the weight rows [n, end), at most BLOCK of them; y [X][BLOCK] takes the sums. Every `passes`th
-tile, from `pass` on, asks for the rows that follow the block, so that the passes over a block ask for each row once. */
+/* X rows of x from m times the weight rows [n, end), at most BLOCK of them; y [X][BLOCK] takes the sums. The `passes`
+passes over a block take turns, tile by tile, in asking for the rows that follow it, so that each is asked for once. */
 INLINE void block(const few_rows *c, long m, long n, long end, int pass, int passes, float *y, const int R,
                   const int X) {
     const long step = (X_VALUES / X) & ~31L, ahead = (end - n) * c->K * 2;

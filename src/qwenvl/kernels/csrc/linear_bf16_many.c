@@ -59,7 +59,7 @@ static void pack(const many_rows *c, long n, long columns, long k, long depth, b
                 __m512i v[16];
                 UNROLL for (int r = 0; r < 16; r++) {
                     const long row = n + panel + half + r;
-                    v[r] = row < c->N ? _mm512_maskz_loadu_epi16(left, c->w + row * c->K + k + i) : _mm512_setzero_si512();
+                    v[r] = _mm512_maskz_loadu_epi16(row < c->N ? left : 0, c->w + row * c->K + k + i);
                 }
                 transpose_pairs(v);
                 for (long pair = 0; pair < (some + 1) / 2; pair++)

@@ -157,7 +157,7 @@ static void open_panel(const uint8_t *w, uint8_t *open, long bytes) {
         }
 }
 
-/* Panels [part * take, + take) times all rows; the rows of a block stay in the first cache, the panels in the second. */
+/* Panels [part * take, + take) times all rows: a few rows stay in the first cache, the panels in the second. */
 static void product_part(void *context, long part) {
     const product *c = context;
     const long first = part * c->take, last = MIN(c->panels, first + c->take), depth = c->groups * c->group;

@@ -31,8 +31,8 @@ static void put_values(const float *w, long count, long group, float low, float 
     }
 }
 
-/* Squared error that the best line through (q, w) takes away, with that line's slope; w has the mean 0, and q comes from
-the range [low, low + 15 / inverse]. */
+/* Squared error that the best line through (q, w) takes away, with that line's slope; w has the mean 0, and q is w
+rounded within [low, low + 15 / inverse]. */
 static float line(const float *w, long count, float low, float inverse, float *slope, float *mean_q) {
     __m512 q1 = _mm512_setzero_ps(), q2 = q1, qw = q1;
     for (long k = 0; k < count; k += 16) {
