@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 FOLDER = Path("src/qwenvl/kernels/csrc")
 X86 = platform.machine().lower() in ("x86_64", "amd64") and platform.system() != "Windows"
-FLAGS = "-O3 -std=gnu11 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -fno-math-errno"
+FLAGS = "-O3 -std=gnu11 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma -fno-math-errno -g0"
 
 setup(
     ext_modules=[

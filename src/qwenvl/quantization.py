@@ -35,7 +35,7 @@ _PARTS = {
     "model.visual.merger.": TOWER,
     "lm_head.": HEAD,
 }
-PIECE = 2**21  # weights that are packed at a time
+PIECE = 2**19  # weights that are packed at a time
 _INSTEAD = "use the model loaded without quantize="
 
 

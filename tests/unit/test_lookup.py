@@ -16,7 +16,9 @@ def test_what_followed_the_last_tokens_is_guessed() -> None:
     assert lookup.draft(1) == (4,)
     assert lookup.draft(0) == ()
     lookup.learn(3, 1, [4, 7])
-    assert lookup.draft(8) == ()  # nothing follows "4 7" yet
+    assert lookup.draft(8) == ()  # nothing follows "4 7" or 7 yet
+    assert Lookup([1, 2, 3, 4, 9, 2]).draft(2) == (3, 4), "2 stood only once"
+    assert Lookup([1, 2, 3, 2, 4, 9, 2]).draft(2) == (), "2 stood twice"
 
 
 def test_the_longest_agreement_and_the_latest_place_win() -> None:
@@ -30,6 +32,7 @@ def test_a_draft_does_not_reach_over_the_edge_of_a_source() -> None:
     lookup = Lookup([5, 6], sources=[[1, 2, 3], [5, 6, 7, 8]])
     assert lookup.draft(8) == (7, 8)
     assert Lookup([2, 3], sources=[[1, 2, 3]]).draft(4) == ()
+    assert Lookup([3], sources=[[1, 2, 3], [4]]).draft(4) == ()
 
 
 def test_it_stops_where_it_does_not_pay_and_tries_again_later() -> None:

@@ -290,6 +290,7 @@ print(status("VmHWM") - before, weight_bytes(model))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_peak_memory_is_the_quantized_model_and_one_tensor(tmp_path: Path) -> None:
     width, rows, mlp = 1024, 24000, 8192

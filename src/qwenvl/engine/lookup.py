@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LONGEST, SHORTEST = 4, 2  # tokens that have to agree
+LONGEST, SHORTEST = 4, 2  # tokens that have to agree; a single one where it stood only once
 SMOOTHING = 0.2  # weight of the newest draft in the share that was right
 WORTH = 0.15  # least share that pays
 PAUSE = 8  # tokens without a draft after the first disappointment; doubled with each that follows
@@ -22,6 +22,7 @@ class Lookup:
 
     def __init__(self, ids: Sequence[int], sources: Sequence[Sequence[int]] = ()) -> None:
         self._ids: list[int] = []
+        self._single: dict[int, int] = {}  # -1 where it was seen more than once
         self._seen: list[dict[tuple[int, ...], int]] = [{} for _ in range(SHORTEST, LONGEST + 1)]
         for source in (*sources, ids):
             self._ids.append(-1)  # nothing reaches over the edge of a source
@@ -36,6 +37,8 @@ class Lookup:
             for length, seen in enumerate(self._seen, SHORTEST):  # noted only now: a place that has a successor
                 if end > length and -1 not in (key := tuple(self._ids[end - length : end])):
                     seen[key] = end
+            if end and (last := self._ids[-1]) != -1:
+                self._single[last] = -1 if last in self._single else end
             self._ids.append(token)
 
     def draft(self, most: int) -> tuple[int, ...]:
@@ -44,14 +47,21 @@ class Lookup:
         if self._wait or most < 1:
             return ()
         most = max(1, round(most * self._right))
+        at = self._where()
+        if at < 0:
+            return ()
+        guess = self._ids[at : at + most]
+        period = len(self._ids) - at
+        guess += [guess[i % period] for i in range(len(guess), most)]  # what repeats goes on repeating
+        return tuple(guess[: guess.index(-1)] if -1 in guess else guess)
+
+    def _where(self) -> int:
+        """What followed the last tokens before, as an index; -1 where they are new."""
         for length in range(LONGEST, SHORTEST - 1, -1):
             at = self._seen[length - SHORTEST].get(tuple(self._ids[-length:]))
             if at is not None:
-                guess = self._ids[at : at + most]
-                period = len(self._ids) - at
-                guess += [guess[i % period] for i in range(len(guess), most)]  # what repeats goes on repeating
-                return tuple(guess[: guess.index(-1)] if -1 in guess else guess)
-        return ()
+                return at
+        return self._single.get(self._ids[-1], -1)
 
     def learn(self, drafted: int, accepted: int, ids: Sequence[int]) -> None:
         """What came of a draft (0 tokens: there was none), and the tokens that were really drawn."""
