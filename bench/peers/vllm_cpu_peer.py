@@ -200,8 +200,8 @@ class Vllm:
         return {key: text, "multi_modal_data": {"image": Image.open(picture).convert("RGB")}}
 
     def _ordinary(self, count: int, tokens: int, seed: int) -> list[dict[str, Any]]:
-        draw = random.Random(seed)
-        return [{"prompt_token_ids": [draw.randrange(256, 113_952) for _ in range(tokens)]} for _ in range(count)]
+        draw, top = random.Random(seed), len(self.tokenizer) * 3 // 4
+        return [{"prompt_token_ids": [draw.randrange(256, top) for _ in range(tokens)]} for _ in range(count)]
 
     def _pixels(self, pictures: list[str]) -> Any:
         from PIL import Image

@@ -15,13 +15,15 @@ Knows neither files nor requests. Runs on the CPU only; a quantized model answer
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from qwenvl.kernels.native import library, reason
 from qwenvl.kernels.quantized import PANEL, PackedWeight, quantized_linear
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ _PARTS = {
     "model.visual.merger.": TOWER,
     "lm_head.": HEAD,
 }
-PIECE = 2**19  # weights that are packed at a time
 _INSTEAD = "use the model loaded without quantize="
 
 
@@ -128,7 +129,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         assert weight.shape == (linear.out_features, linear.in_features)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.scheme, self.packed = scheme, _pack(weight, scheme)
+        self.scheme, self.packed = scheme, PackedWeight.pack(weight, scheme.kind, scheme.group)
         self.packed_numbers = weight.numel()
         self._dtype = dtype
         self.register_parameter("bias", linear.bias)
@@ -171,23 +172,6 @@ class QuantizedLinear(nn.Module):
         )
 
 
-def _pack(weight: Tensor, scheme: Scheme) -> PackedWeight:
-    """PackedWeight.pack some rows at a time, into tensors that are there from the start: what is needed on the way then
-    lies behind what stays in memory, and goes back to the system."""
-    step = max(PIECE // weight.shape[1] // PANEL, 1) * PANEL
-    whole: dict[str, Tensor] = {}
-    for start in range(0, len(weight), step):
-        part = PackedWeight.pack(weight[start : start + step], scheme.kind, scheme.group)
-        for name in ("data", "scales", "minima"):
-            rows = getattr(part, name)
-            if rows is not None and not start:
-                whole[name] = rows.new_empty(-(-len(weight) // PANEL), *rows.shape[1:])
-            if rows is not None:
-                whole[name][start // PANEL : start // PANEL + len(rows)] = rows
-    data, scales, minima = whole["data"], whole["scales"], whole.get("minima")
-    return replace(part, out_features=len(weight), data=data, scales=scales, minima=minima)
-
-
 def swap(model: nn.Module, name: str, weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> QuantizedLinear:
     """Put a QuantizedLinear with `weight` in the place of the linear `name`, whose bias may be loaded later."""
     linear = model.get_submodule(name)
@@ -207,6 +191,9 @@ def finish(model: PreTrained, options: QuantizeOptions, schemes: dict[str, Schem
             quantized = swap(model, name, linear.weight.detach(), scheme, model.dtype)
             if linear.weight is model.text.embed_tokens.weight:
                 quantized.packed_numbers = 0
+    if library() is None:
+        said = f"quantized weights are slower than others here, as there is no native code: {reason()}"
+        warnings.warn(said, stacklevel=3)
     model.requires_grad_(False)
     model.quantization = Quantization(options, schemes, bytes_before, weight_bytes(model))
 

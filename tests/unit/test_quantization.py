@@ -17,10 +17,10 @@ from tiny import FAMILIES, padded_batch, tiny_config, tiny_model
 from torch import nn
 
 import qwenvl
-from qwenvl import quantization
 from qwenvl.checkpoint import load_model
 from qwenvl.cli.info import quantized as quantized_info
 from qwenvl.cli.inputs import find_model
+from qwenvl.kernels import quantized as kernels
 from qwenvl.kernels.quantized import PackedWeight, quantized_linear
 from qwenvl.quantization import (
     INT4,
@@ -77,9 +77,10 @@ def test_a_quantized_linear_is_the_kernel_around_its_packed_weight(scheme: Schem
 
 @pytest.mark.parametrize("scheme", [INT8, INT4], ids=str)
 def test_a_weight_is_packed_in_pieces(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantization, "PIECE", 64 * 80)
+    monkeypatch.setattr(kernels, "CHUNK", 64 * 80)
     linear = nn.Linear(80, 150)
     packed = QuantizedLinear(linear, linear.weight, scheme, torch.float32).packed
+    monkeypatch.undo()
     expected = PackedWeight.pack(linear.weight, scheme.kind, scheme.group)
     assert (packed.out_features, packed.nbytes) == (150, expected.nbytes)
     assert torch.equal(packed.dequantize(torch.float32), expected.dequantize(torch.float32))

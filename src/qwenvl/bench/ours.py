@@ -56,26 +56,33 @@ class Ours:
 
     def patches(self, picture: str) -> dict[str, Any]:
         start = time.perf_counter()
-        inputs = self._assistant.processor.image_processor(picture)
+        inputs = self._pixels(picture)
         return {"seconds": time.perf_counter() - start, "tokens": int(inputs["image_grid_thw"].prod()) // 4}
 
     def tower(self, picture: str) -> dict[str, Any]:
-        inputs = self._assistant.processor.image_processor(picture)
-        return self._encode(inputs["pixel_values"], inputs["image_grid_thw"])
+        inputs = self._pixels(picture)
+        return self._encode(inputs["pixel_values"], inputs["image_grid_thw"], inputs["pixel_affine"])
 
     def frames(self, pictures: list[str]) -> dict[str, Any]:
+        import torch
         from PIL import Image
 
         processor = self._assistant.processor.video_processor
-        inputs = processor([[Image.open(path) for path in pictures]], do_resize=False)
-        return self._encode(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+        inputs = processor([[Image.open(path) for path in pictures]], do_resize=False, pixel_dtype=torch.uint8)
+        return self._encode(inputs["pixel_values_videos"], inputs["video_grid_thw"], inputs["pixel_affine_videos"])
 
-    def _encode(self, pixels: Any, grid: Any) -> dict[str, Any]:
+    def _pixels(self, picture: str) -> Any:
+        """What the engine takes of a picture."""
+        import torch
+
+        return self._assistant.processor.image_processor(picture, pixel_dtype=torch.uint8)
+
+    def _encode(self, pixels: Any, grid: Any, affine: Any) -> dict[str, Any]:
         import torch
 
         start = time.perf_counter()
         with torch.inference_mode():
-            embeds = self._assistant.model.encode_vision(pixels, grid)
+            embeds = self._assistant.model.encode_vision(pixels, grid, affine)
         return {"seconds": time.perf_counter() - start, "tokens": len(embeds)}
 
     def prefill(self, tokens: int, seed: int) -> dict[str, Any]:
@@ -141,11 +148,14 @@ class Ours:
         ]
 
     def _request(self, messages: list[dict[str, Any]], new_tokens: int) -> Request:
+        import torch
+
         from qwenvl.engine import Request
 
         inputs = self._assistant.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+            pixel_dtype=torch.uint8,
+        )  # fmt: skip
         return Request.from_inputs(inputs, self._assistant.model.config, greedy(new_tokens))
 
 

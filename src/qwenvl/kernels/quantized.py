@@ -26,7 +26,7 @@ PANEL = 32
 GROUPS: dict[str, int] = {"int8": 128, "int4": 32}
 LONGEST_GROUP = 1024
 SHRINKS = 10  # ranges tried for 4 bits
-CHUNK = 2**23  # weights whose integers are chosen at a time
+CHUNK = 2**19  # weights packed at a time: what that needs goes back to the system, and the heap stays whole
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,21 @@ class PackedWeight:
         group = _checked(kind, GROUPS.get(kind, 0) if group is None else group)
         if weight.ndim != 2 or not weight.numel():
             raise ValueError(f"cannot pack a weight of shape {list(weight.shape)}: expected [N, K], not empty")
-        N, K = weight.shape
-        chunks = weight.detach().split(max(CHUNK // K // PANEL, 1) * PANEL)
-        parts = [cls.from_values(*_choose(rows, kind, group), group, K) for rows in chunks]
-        if len(parts) == 1:
-            return parts[0]
-        low = [part.minima for part in parts if part.minima is not None]
-        data, scales = torch.cat([part.data for part in parts]), torch.cat([part.scales for part in parts])
-        return cls(kind, group, N, K, data, scales, torch.cat(low) if low else None)
+        (N, K), panels = weight.shape, -(-weight.shape[0] // PANEL)
+        step = max(CHUNK // K // PANEL, 1) * PANEL
+        whole: list[Tensor | None] = []
+        for start in range(0, N, step):  # some rows at a time, into tensors that are there from the start
+            part = cls.from_values(*_choose(weight[start : start + step].detach(), kind, group), group, K)
+            pieces = (part.data, part.scales, part.minima)
+            if not start:
+                whole = [None if x is None else x.new_empty(panels, *x.shape[1:]) for x in pieces]
+            for target, piece in zip(whole, pieces, strict=True):
+                if target is not None and piece is not None:
+                    target[start // PANEL : start // PANEL + len(piece)] = piece
+        data, scales, minima = whole
+        assert data is not None
+        assert scales is not None
+        return cls(kind, group, N, K, data, scales, minima)
 
     @classmethod
     def from_values(

@@ -26,7 +26,7 @@ class FewRows:
     """The native form of a text model, made again when one of its tensors was changed for another."""
 
     def __init__(self) -> None:
-        self._seen: list[tuple[dict[str, Any], str, Any, int]] = []
+        self._seen: list[tuple[Any, str, Any, int]] = []
         self._watched: list[dict[Any, Any]] = []
         self._layers: Layers | None = None
 
@@ -55,7 +55,9 @@ class FewRows:
         if self._layers is None or any(self._watched):
             return False
         for owner, name, found, address in self._seen:
-            if owner.get(name) is not found or (address and found.data_ptr() != address):
+            if owner.get(name) is not found:
+                return False
+            if address and found.data_ptr() != address:
                 return False
         return True
 

@@ -38,7 +38,7 @@ class _ForConditionalGeneration(PreTrained):
         self.generation_config = GenerationConfig()
         self.attn_implementation = attn_implementation
         self.model = self.model_class(config, attn_implementation, fill=False)
-        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head: nn.Linear = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         init_weights(self, config.text_config.initializer_range)
         self.tie_weights()
 
@@ -82,9 +82,8 @@ class _ForConditionalGeneration(PreTrained):
 
     def head(self, hidden: Tensor) -> Tensor:
         """[N, D] -> float32 logits [N, vocabulary]."""
-        if isinstance(self.lm_head, Linear) or hasattr(self.lm_head, "packed"):
-            return self.lm_head(hidden, torch.float32)
-        return self.lm_head(hidden).float()
+        wide = (torch.float32,) if type(self.lm_head) is Linear or hasattr(self.lm_head, "packed") else ()
+        return self.lm_head(hidden, *wide).float()
 
     def forward(
         self,
