@@ -63,11 +63,11 @@ class QuantizeOptions:
     head: Scheme | None = INT8
 
 
-WORDS = {"int8": QuantizeOptions(INT8), "int4": QuantizeOptions(INT4)}
+WORDS = {"int8": QuantizeOptions(INT8), "int4": QuantizeOptions(INT4, head=INT4)}
 
 
 def options_of(quantize: str | QuantizeOptions) -> QuantizeOptions:
-    """The options behind a word: "int8", or "int4" (the text layers; tower and head in int8). ValueError for another
+    """The options behind a word: "int8", or "int4" (the text layers and the head; the tower in int8). ValueError for another
     word."""
     if isinstance(quantize, QuantizeOptions):
         return quantize
@@ -108,7 +108,7 @@ class Quantization:
     bytes_after: int
 
     def __str__(self) -> str:
-        """Example: text int4 group 32, tower int8 group 128, head int8 group 128: 7.5 MiB -> 2.9 MiB"""
+        """Example: text int4 group 32, tower int8 group 128, head int4 group 32: 7.5 MiB -> 3.4 MiB"""
         parts = {part: getattr(self.options, part) for part in (TEXT, TOWER, HEAD)}
         said = ", ".join(f"{part} {scheme or 'as it was'}" for part, scheme in parts.items())
         return f"{said}: {self.bytes_before / 2**20:,.1f} MiB -> {self.bytes_after / 2**20:,.1f} MiB"

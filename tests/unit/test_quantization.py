@@ -132,12 +132,12 @@ def test_what_was_done_is_reported(tmp_path: Path) -> None:
     plain = load_model(save(tmp_path))
     model = load_model(tmp_path, quantize="int4")
     done = model.quantization
-    assert done.options == QuantizeOptions(text=INT4, tower=INT8, head=INT8)
+    assert done.options == QuantizeOptions(text=INT4, tower=INT8, head=INT4)
     assert {name: part.scheme for name, part in packed_of(model).items()} == done.schemes
     assert done.bytes_before == weight_bytes(plain) == sum(p.nbytes for p in plain.parameters())
     packed = sum(part.packed.nbytes for part in packed_of(model).values())
     assert done.bytes_after == weight_bytes(model) == packed + sum(p.nbytes for p in model.parameters())
-    assert str(done).startswith("text int4 group 32, tower int8 group 128, head int8 group 128: 0.")
+    assert str(done).startswith("text int4 group 32, tower int8 group 128, head int4 group 32: 0.")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,7 +51,7 @@ class Ours:
 
         torch.set_num_threads(self._threads)
         quantize: dict[str, Any] = {"quantize": self._variant} if self._variant else {}
-        self._loaded = Assistant(self._folder, max_running=RUNNING, **quantize)
+        self._loaded = Assistant(self._folder, max_running=RUNNING, draft_tokens=0, **quantize)
         return {"seconds": time.perf_counter() - start}
 
     def patches(self, picture: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from qwenvl.types import Completion, ImageSize, SamplingParams
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from qwenvl.engine import Request
+    from qwenvl.engine import Engine, Request
     from qwenvl.media import Video
     from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
     from qwenvl.processing import Qwen2_5_VLProcessor, Qwen2VLProcessor
@@ -117,6 +117,14 @@ def _answer(completion: Completion, seen: Seen, seconds: float, first: float) ->
     return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first)
 
 
+def _engine(model: Model, processor: Processor, max_running: int, draft_tokens: int | None) -> Engine:
+    from qwenvl.engine import Engine
+    from qwenvl.engine.lookup import default_draft
+
+    draft = default_draft(model) if draft_tokens is None else draft_tokens
+    return Engine(model, processor.tokenizer, max_running=max_running, draft_tokens=draft)
+
+
 class _Job:
     """A question that is prepared when it is called, in whatever thread; what came of it is kept."""
 
@@ -148,7 +156,8 @@ class Assistant:
     model: "demo" (bundled), a checkpoint's folder, or its name on the hub. dtype: "auto" (the checkpoint's),
     "float32", "bfloat16" or "float16". min_pixels, max_pixels: area limits in place of the checkpoint's.
     max_running: how many questions of `ask_many` are computed together. quantize: "int8" or "int4" packs the weights
-    while they are loaded (load_model). on_progress(bytes done, bytes in all) is told how far loading is.
+    while they are loaded (load_model). on_progress(bytes done, bytes in all) is told how far loading is. draft_tokens:
+    most tokens guessed from the prompt and checked together; None = 8 where that cannot change an answer, else none.
     """
 
     def __init__(
@@ -163,9 +172,9 @@ class Assistant:
         max_running: int = 8,
         on_progress: Callable[[int, int], None] | None = None,
         quantize: str | QuantizeOptions | None = None,
+        draft_tokens: int | None = None,
     ) -> None:
         from qwenvl.checkpoint import load_model, resolve
-        from qwenvl.engine import Engine
         from qwenvl.processing import AutoProcessor
 
         folder = resolve(model)
@@ -173,16 +182,16 @@ class Assistant:
         given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         self.processor = AutoProcessor.from_pretrained(folder, **given)
         self.model = load_model(folder, dtype, attn_implementation, device, on_progress, quantize)
-        self.engine = Engine(self.model, self.processor.tokenizer, max_running=max_running)
+        self.engine = _engine(self.model, self.processor, max_running, draft_tokens)
 
     @classmethod
-    def from_parts(cls, model: Model, processor: Processor, max_running: int = 8) -> Assistant:
+    def from_parts(
+        cls, model: Model, processor: Processor, max_running: int = 8, draft_tokens: int | None = None
+    ) -> Assistant:
         """An assistant of a model and a processor that are loaded already."""
-        from qwenvl.engine import Engine
-
         assistant = cls.__new__(cls)
         assistant.model, assistant.processor = model, processor
-        assistant.engine = Engine(model, processor.tokenizer, max_running=max_running)
+        assistant.engine = _engine(model, processor, max_running, draft_tokens)
         return assistant
 
     def ask(

@@ -6,9 +6,9 @@ of the sum of an output does not depend on M. */
 enum {
     FEW_ROWS = 16,    /* linear.py knows it too */
     PART = 48,        /* weight rows a thread takes at a time */
-    BLOCK = 24,       /* weight rows between which x stays in the first cache */
+    BLOCK = 48,       /* weight rows between which x stays in the first cache */
     TILES = 24,       /* most accumulators in registers */
-    X_ROWS = 6,       /* most rows of x in a tile */
+    X_ROWS = 8,       /* most rows of x in a tile */
     X_VALUES = 12288, /* values of x that stay in the first cache beside the weights that pass */
 };
 
@@ -104,7 +104,9 @@ static void few_rows_part(void *context, long part) {
                 case 3: block(c, m, n, end, pass, passes, y, 8, 3); break;
                 case 4: block(c, m, n, end, pass, passes, y, 6, 4); break;
                 case 5: block(c, m, n, end, pass, passes, y, 4, 5); break;
-                default: block(c, m, n, end, pass, passes, y, 4, 6);
+                case 6: block(c, m, n, end, pass, passes, y, 4, 6); break;
+                case 7: block(c, m, n, end, pass, passes, y, 3, 7); break;
+                default: block(c, m, n, end, pass, passes, y, 3, 8);
             }
             for (long i = 0; i < rows; i++)
                 for (long j = n; j < end; j += 16) put_sums(&to, m + i, j, _mm512_loadu_ps(y + i * BLOCK + j - n));
