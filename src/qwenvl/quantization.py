@@ -67,8 +67,8 @@ WORDS = {"int8": QuantizeOptions(INT8), "int4": QuantizeOptions(INT4, head=INT4)
 
 
 def options_of(quantize: str | QuantizeOptions) -> QuantizeOptions:
-    """The options behind a word: "int8", or "int4" (the text layers and the head; the tower in int8). ValueError for another
-    word."""
+    """The options behind a word: "int8", or "int4" (the text layers and the head; the tower in int8). ValueError for
+    another word."""
     if isinstance(quantize, QuantizeOptions):
         return quantize
     if quantize not in WORDS:
