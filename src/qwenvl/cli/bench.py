@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,6 +87,7 @@ def _show(plan: Plan, seed: int) -> None:
     from qwenvl.bench.play import play
     from qwenvl.bench.report import table
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leaving by an exception ends the stopped processes too
     with Console(stderr=True).status("starting") as status:
         outcome = play(plan, seed, status.update)
     Console().print(table(outcome.run, outcome.lines))
