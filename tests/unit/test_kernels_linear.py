@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.kernels.linear import ADDRESS, LONG, linear, native_function
-from qwenvl.kernels.native import library
+from qwenvl.kernels.linear import linear
+from qwenvl.kernels.native import ADDRESS, LONG, library, native_function
 
 native = pytest.mark.skipif(library() is None, reason="no native library here")
 SHAPES = [(1, 1, 1), (1, 48, 32), (3, 5, 31), (2, 50, 33), (7, 97, 588), (16, 256, 2048), (5, 30, 3420), (16, 3, 13000)]

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from string import ascii_letters
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from qwenvl.demo.vocabulary import ADDED_TOKENS
-from qwenvl.processing.tokenizer import PIECES
+from qwenvl.demo.vocabulary import ADDED_TOKENS, add_steps
 
 BASE = 151_643  # ids before the added tokens
 SPACE = "Ġ"  # how byte-level vocabularies spell a space
@@ -59,14 +58,6 @@ def _merges(words: Iterable[str]) -> Iterator[Merge]:
 
 def _with_parts(tokenizer: Tokenizer) -> Tokenizer:
     """The other steps of Qwen2's tokenizer, and its added tokens."""
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated", invert=False),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    add_steps(tokenizer)
     tokenizer.add_tokens([AddedToken(text, normalized=False, special=special) for text, special in ADDED_TOKENS])
     return tokenizer

@@ -44,15 +44,8 @@ ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
 )  # fmt: skip
 
 
-def train_tokenizer(samples: Iterator[str], size: int = 960) -> Tokenizer:
-    """A tokenizer with exactly `size` ids, merges learned on `samples`.
-
-    ValueError when `size` leaves no room for bytes and added tokens, or the samples are too few or too alike.
-    """
-    merges = size - 256 - len(ADDED_TOKENS)
-    if merges < 0:
-        raise ValueError(f"size={size}: expected at least {256 + len(ADDED_TOKENS)} (256 bytes and the added tokens)")
-    tokenizer = Tokenizer(models.BPE())
+def add_steps(tokenizer: Tokenizer) -> None:
+    """The steps of Qwen2's tokenizer around its merges: normalize, split, bytes, and back."""
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -62,6 +55,18 @@ def train_tokenizer(samples: Iterator[str], size: int = 960) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+
+
+def train_tokenizer(samples: Iterator[str], size: int = 960) -> Tokenizer:
+    """A tokenizer with exactly `size` ids, merges learned on `samples`.
+
+    ValueError when `size` leaves no room for bytes and added tokens, or the samples are too few or too alike.
+    """
+    merges = size - 256 - len(ADDED_TOKENS)
+    if merges < 0:
+        raise ValueError(f"size={size}: expected at least {256 + len(ADDED_TOKENS)} (256 bytes and the added tokens)")
+    tokenizer = Tokenizer(models.BPE())
+    add_steps(tokenizer)
     trainer = trainers.BpeTrainer(
         vocab_size=size - len(ADDED_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

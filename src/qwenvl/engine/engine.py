@@ -280,6 +280,8 @@ class Engine:
         vision, left = self._runner.vision, self._vision_budget
         upcoming = self._scheduler.upcoming(AHEAD)
         for request in upcoming:
+            if not request.items:
+                continue
             have = max(request.computed, self._scheduler.matched(request) if request.computed == 0 else 0)
             for item in request.items:
                 while item.start + item.tokens > have and left > 0 and not vision.has(item, request):

@@ -10,7 +10,6 @@ on whether it comes alone or among others of its sequence, on where in the stora
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwenvl.kernels.native import library, reason
+from qwenvl.kernels.native import ADDRESS, FLOAT, LONG, native_function, reason
 
 LARGEST_HEAD, LARGEST_GROUP = 256, 64
 NO_WINDOW = 2**31 - 1
@@ -28,14 +27,7 @@ NO_WINDOW = 2**31 - 1
 
 @cache
 def _function() -> Callable[..., None] | None:
-    loaded = library()
-    if loaded is None:
-        return None
-    function = loaded.qv_attention
-    numbers = [ctypes.c_long] * 11
-    function.argtypes = [*[ctypes.c_void_p] * 5, *numbers, ctypes.c_float, ctypes.c_int]
-    function.restype = None
-    return function
+    return native_function("qv_attention", *[ADDRESS] * 5, *[LONG] * 11, FLOAT)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@ the same numbers to the last bit, without a dozen calls from Python a layer."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from qwenvl.kernels.attention import NO_WINDOW, Layout
-from qwenvl.kernels.linear import ADDRESS, FEW_ROWS, LONG, native_function
+from qwenvl.kernels.linear import FEW_ROWS
+from qwenvl.kernels.native import ADDRESS, FLOAT, LONG, native_function
 from qwenvl.kernels.quantized import PackedWeight
 
-FLOAT = ctypes.c_float
 TYPES = (ADDRESS, LONG, ADDRESS, FLOAT, *[ADDRESS] * 7, *[LONG] * 5, FLOAT)
 
 

@@ -6,7 +6,6 @@ copied, so weights may lie in mapped files. Everything else is F.linear.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 
@@ -14,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.kernels.native import library
+from qwenvl.kernels.native import ADDRESS, LONG, native_function
 
-ADDRESS, LONG, INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 FEW_ROWS = 16
 OUT_DTYPES = {torch.bfloat16: 0, torch.float32: 1}
 PLAIN = (Tensor, torch.nn.Parameter)
@@ -39,16 +37,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, out_dtype: tor
             return out
     out = F.linear(x, weight, bias)
     return out if out_dtype is None else out.to(out_dtype)
-
-
-def native_function(name: str, *types: type) -> Callable[..., None] | None:
-    """The native function of that name, its last argument the number of threads; None without a library."""
-    loaded = library()
-    if loaded is None:
-        return None
-    function = getattr(loaded, name)
-    function.argtypes, function.restype = [*types, INT], None
-    return function
 
 
 def native_takes(*tensors: Tensor | None) -> bool:

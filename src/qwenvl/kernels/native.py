@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
 FOLDER = Path(__file__).parent
+ADDRESS, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"}
 
 
@@ -29,6 +31,16 @@ def library() -> ctypes.CDLL | None:
     openmp = _openmp()
     loaded.qv_init(ctypes.c_void_p(openmp))
     return loaded
+
+
+def native_function(name: str, *types: type) -> Callable[..., None] | None:
+    """The native function of that name, its last argument the number of threads; None without a library."""
+    loaded = library()
+    if loaded is None:
+        return None
+    function = getattr(loaded, name)
+    function.argtypes, function.restype = [*types, INT], None
+    return function
 
 
 def reason() -> str:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.kernels.linear import ADDRESS, LONG, OUT_DTYPES, native_function, native_takes, row_step
+from qwenvl.kernels.linear import OUT_DTYPES, native_takes, row_step
+from qwenvl.kernels.native import ADDRESS, LONG, native_function
 
 Kind = Literal["int8", "int4"]
 PANEL = 32

@@ -6,7 +6,6 @@ on torch's operators, with the same meaning.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.kernels.native import library
+from qwenvl.kernels.native import ADDRESS, FLOAT, INT, LONG, native_function
 
-ADDRESS, LONG, INT, FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 BF16 = torch.bfloat16
 
 
@@ -32,16 +30,10 @@ class _Native:
 
 @cache
 def _native() -> _Native | None:
-    loaded = library()
-    if loaded is None:
-        return None
-    found = _Native(loaded.qv_rms_norm, loaded.qv_silu_mul, loaded.qv_rotate)
-    loaded.qv_rms_norm.argtypes = [*[ADDRESS] * 5, *[LONG] * 4, FLOAT, INT]
-    loaded.qv_silu_mul.argtypes = [*[ADDRESS] * 3, *[LONG] * 5, INT]
-    loaded.qv_rotate.argtypes = [*[ADDRESS] * 4, *[LONG] * 7, INT, INT]
-    for function in (found.rms_norm, found.silu_mul, found.rotate):
-        function.restype = None  # type: ignore[attr-defined]
-    return found
+    rms_norm = native_function("qv_rms_norm", *[ADDRESS] * 5, *[LONG] * 4, FLOAT)
+    silu_mul = native_function("qv_silu_mul", *[ADDRESS] * 3, *[LONG] * 5)
+    rotate = native_function("qv_rotate", *[ADDRESS] * 4, *[LONG] * 7, INT)
+    return _Native(rms_norm, silu_mul, rotate) if rms_norm and silu_mul and rotate else None
 
 
 def _fits(x: Tensor) -> bool:
