@@ -169,7 +169,7 @@ def test_dtypes(tmp_path: Path) -> None:
 
 
 def test_large_tensors_are_copied_in_pieces(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qwenvl.checkpoint.load.COPY_BYTES", 1000)
+    monkeypatch.setattr("qwenvl.checkpoint.stored.COPY_BYTES", 1000)
     assert same(load_model(saved, dtype="bfloat16"), build(dtype=torch.bfloat16))
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qwenvl.checkpoint.generation_config import GenerationConfig
-from qwenvl.checkpoint.load import INDEX_NAME, SINGLE_NAME
 from qwenvl.checkpoint.names import HEAD, Layout, file_key
+from qwenvl.checkpoint.stored import INDEX_NAME, SINGLE_NAME
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B)")

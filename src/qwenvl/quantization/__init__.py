@@ -1,0 +1,36 @@
+"""Quantized weights: a built model -> the same model with its linears packed in int8 or int4.
+
+What is packed is chosen by the names of the tensors: every linear of the text layers, of the tower's blocks and
+merger, and the head. Embedding, patch embedding, norms and biases stay as they are, and so do activations between
+layers; each linear rounds its input to int8 by itself (kernels/quantized.py). A head that is tied to the embedding
+gets a packed copy, and the embedding goes on serving lookups.
+
+Loading packs each weight as it is read (checkpoint/load.py); quantize_model() does the same to a model in memory:
+
+    model = load_model("Qwen2.5-VL-3B-Instruct", quantize="int4")
+    print(model.quantization)
+
+Knows neither files nor requests. Runs on the CPU only; a quantized model answers, it is neither trained nor saved.
+"""
+
+from qwenvl.quantization.apply import Quantization, finish, quantize_model, weight_bytes
+from qwenvl.quantization.linear import QuantizedLinear, check_device, swap
+from qwenvl.quantization.schemes import INT4, INT8, WORDS, QuantizeOptions, Scheme, choose, options_of, packed_bytes
+
+__all__ = [
+    "INT4",
+    "INT8",
+    "WORDS",
+    "Quantization",
+    "QuantizeOptions",
+    "QuantizedLinear",
+    "Scheme",
+    "check_device",
+    "choose",
+    "finish",
+    "options_of",
+    "packed_bytes",
+    "quantize_model",
+    "swap",
+    "weight_bytes",
+]

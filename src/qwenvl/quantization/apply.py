@@ -1,0 +1,70 @@
+"""A built model -> the same model with its linears packed, and the report of what was done."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from qwenvl.kernels.native import library, reason
+from qwenvl.quantization.linear import QuantizedLinear, check_device, swap
+from qwenvl.quantization.schemes import HEAD, TEXT, TOWER, QuantizeOptions, Scheme, choose, options_of
+
+if TYPE_CHECKING:
+    from qwenvl.model.base import PreTrained
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What was done to a model. schemes: of every packed linear, by the name of its module in the whole model. Bytes of
+    all weights: as they were in the model's dtype, and as they are; a tied head counts when it has a packed copy."""
+
+    options: QuantizeOptions
+    schemes: dict[str, Scheme] = field(repr=False)
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        """Example: text int4 group 32, tower int8 group 128, head int4 group 32: 7.5 MiB -> 3.4 MiB"""
+        parts = {part: getattr(self.options, part) for part in (TEXT, TOWER, HEAD)}
+        said = ", ".join(f"{part} {scheme or 'as it was'}" for part, scheme in parts.items())
+        return f"{said}: {self.bytes_before / 2**20:,.1f} MiB -> {self.bytes_after / 2**20:,.1f} MiB"
+
+
+def finish(model: PreTrained, options: QuantizeOptions, schemes: dict[str, Scheme], bytes_before: int) -> None:
+    """Pack what is not packed yet (a tied head after loading, everything in a built model), turn gradients off, and
+    leave the report on the model."""
+    for whole, scheme in schemes.items():
+        name = whole.removeprefix(model.weights_prefix)
+        linear = model.get_submodule(name)
+        if isinstance(linear, nn.Linear):
+            quantized = swap(model, name, linear.weight.detach(), scheme, model.dtype)
+            if linear.weight is model.text.embed_tokens.weight:
+                quantized.packed_numbers = 0
+    if library() is None:
+        said = f"quantized weights are slower than others here, as there is no native code: {reason()}"
+        warnings.warn(said, stacklevel=3)
+    model.requires_grad_(False)
+    model.quantization = Quantization(options, schemes, bytes_before, weight_bytes(model))
+
+
+def quantize_model(model: PreTrained, quantize: str | QuantizeOptions) -> PreTrained:
+    """Pack the linears of `model` in place, freeing each weight when it is packed, and return it.
+
+    ValueError for a model that is quantized already or is not on the CPU.
+    """
+    options = options_of(quantize)
+    if model.quantization is not None:
+        raise ValueError(f"the model is quantized already ({model.quantization}): load it again")
+    check_device(model.device)
+    shapes = {model.weights_prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
+    finish(model, options, choose(shapes, options), weight_bytes(model))
+    return model
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights of a model, packed or not; shared ones count once."""
+    packed = sum(part.packed.nbytes for part in model.modules() if isinstance(part, QuantizedLinear))
+    return packed + sum(parameter.nbytes for parameter in model.parameters())
