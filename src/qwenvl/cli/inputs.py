@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from qwenvl.tasks import Assistant
 
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="demo (bundled), a checkpoint's folder, or its name on the hub.")
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="demo (bundled), a folder, a .gguf file, or a name on the hub: owner/name, owner/name:Q4_K_M, "
+        "modelscope://owner/name.",
+    ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one and the model is large), cpu, cuda...")]
