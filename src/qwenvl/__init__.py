@@ -26,6 +26,7 @@ _ROOM_OF = {
     "AutoTokenizer": "processing",
     "BaseModelOutputWithPast": "model.outputs",
     "BatchFeature": "processing",
+    "BitsAndBytesConfig": "quantization",
     "Box": "tasks",
     "Completion": "types",
     "Engine": "engine",
@@ -61,6 +62,7 @@ _ROOM_OF = {
     "SamplingParams": "types",
     "TextIteratorStreamer": "engine",
     "TextStreamer": "engine",
+    "TorchAoConfig": "quantization",
     "Video": "media",
     "VideoOptions": "media",
     "draw_boxes": "tasks",
@@ -89,6 +91,7 @@ __all__ = [
     "AutoTokenizer",
     "BaseModelOutputWithPast",
     "BatchFeature",
+    "BitsAndBytesConfig",
     "Box",
     "Completion",
     "Engine",
@@ -124,6 +127,7 @@ __all__ = [
     "SamplingParams",
     "TextIteratorStreamer",
     "TextStreamer",
+    "TorchAoConfig",
     "Video",
     "VideoOptions",
     "__version__",
@@ -199,6 +203,7 @@ if TYPE_CHECKING:
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
     )
+    from qwenvl.quantization import BitsAndBytesConfig, TorchAoConfig
     from qwenvl.tasks import Assistant, Box, Point, draw_boxes, locate, parse_boxes
     from qwenvl.tasks.pipeline import ImageTextToTextPipeline, pipeline
     from qwenvl.types import Completion, ImageSize, SamplingParams

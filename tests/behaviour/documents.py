@@ -36,6 +36,7 @@ MEDIA = re.compile(r'"(?:file://)?/path/to/[^"]*"|"https?://[^"]*"|"data:image;b
 
 # What a document got wrong, and what it means: (document, as it stands, as it should be).
 MISTAKES = [
+    ("000", "Gemma3ForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),  # imports another model's class
     ("000", "vision_infos=[vision_infos]", 'return_tensors="pt"'),  # no such argument; lists are not model inputs
     ("000", "model.generate(inputs.input_ids, max_length=30)", "model.generate(**inputs, max_new_tokens=30)"),
     ("000", "tokenizer.batch_decode", "processor.batch_decode"),  # no name `tokenizer` in the example

@@ -17,14 +17,13 @@ import torch
 from documents import DOCUMENTS, MISTAKES, Block, Played, Stage, expected_prompts, read_blocks
 from PIL import Image
 
+from qwenvl import Assistant, AutoProcessor
 from qwenvl.checkpoint.hub import demo_folder
 from qwenvl.demo.samples import PICTURES
 
 SHELL = "a line for a shell"
 GPU_ATTENTION = "FlashAttention-2 needs its package and a GPU"
-INT4 = "int4 weights need torchao"
 NOT_RUN = {
-    "000:31": INT4,
     "001:104": SHELL,
     "001:108": "an error message of other software",
     "001:115": SHELL,
@@ -40,7 +39,6 @@ NOT_RUN = {
     "001:662": SHELL,
     "001:675": SHELL,
     "001:686": "a citation",
-    "002:54": INT4,
     "003:255": SHELL,
     "003:263": GPU_ATTENTION,
 }
@@ -54,6 +52,7 @@ KINDS = {  # test -> what a block that it runs has in it; the first that fits
     "limits": "max_pixels=max_pixels",
     "pipeline": "pipeline(",
     "prompts": "prompt_with_id = ",
+    "quantized": "TorchAoConfig(",
     "yarn": '"type": "yarn"',
 }
 
@@ -254,6 +253,20 @@ def test_messages(block: Block, play: Callable[..., Played]) -> None:
         assert sizes == [(280, 224)] * 3
         assert answers[0] == answers[1] == answers[2]
         assert all(name in answers[0] for name in THREE)
+
+
+@pytest.mark.feature(4, 20)
+@blocks_of("quantized")
+def test_quantized(block: Block, play: Callable[..., Played]) -> None:
+    """group_size is honoured, the head stays as it is, and the model still tells what it sees."""
+    model = play(block).names["model"]
+    schemes = model.quantization.schemes
+    assert {str(scheme) for name, scheme in schemes.items() if "language_model" in name} == {"int4 group 128"}
+    assert "lm_head" not in schemes
+    answer = Assistant.from_parts(model, AutoProcessor.from_pretrained("demo")).ask(
+        [PICTURES / "three-shapes.png"], "Describe this image."
+    )
+    assert all(name in answer.text for name in THREE)
 
 
 @pytest.mark.feature(12, 15)
