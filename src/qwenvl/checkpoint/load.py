@@ -2,15 +2,15 @@
 
 The model is built on the meta device, where parameters cost nothing. All headers are read and compared with it first,
 so that a checkpoint which does not fit is refused, with everything that is wrong, before a byte of weights is read.
-Then tensors go one by one to their dtype and device; stored.py says how. On the CPU in the file's own dtype they stay
-mapped. Weights that are packed in the files stay packed. A weight that is to be quantized is mapped by itself, packed
-and dropped before the next is read. So peak memory is the weights and little more.
+Then tensors go one by one to their dtype and place (fill.py). On the CPU in the file's own dtype they stay mapped.
+Weights that are packed in the files stay packed. A weight that is to be quantized is mapped by itself, packed and
+dropped before the next is read. So peak memory is the weights and little more.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from qwenvl.checkpoint.fill import LoadOptions, fill
 from qwenvl.checkpoint.formats import stored_tensors
 from qwenvl.checkpoint.generation_config import GENERATION_NAME, GenerationConfig
 from qwenvl.checkpoint.names import HEAD
-from qwenvl.checkpoint.stored import CheckpointError, Stored, some
+from qwenvl.checkpoint.placement import DeviceMap
+from qwenvl.checkpoint.published import mlp_width
+from qwenvl.checkpoint.stored import CheckpointError, Plain, Stored, some
 from qwenvl.config import (
     CONFIG_NAME,
     Qwen2_5_VLConfig,
@@ -31,12 +34,10 @@ from qwenvl.config import (
     load_config,
     read_config,
 )
-from qwenvl.model.backends import require_flash
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
-from qwenvl.quantization import QuantizeOptions, check_device, choose, finish, options_of, swap
+from qwenvl.quantization import QuantizeOptions, choose, options_of
 
 UNPACKED = "none"  # in place of a word for quantize: weights that are packed in the files are unpacked
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -55,7 +56,7 @@ def load_model(
     folder: str | Path,
     dtype: str | torch.dtype | None = "auto",
     attn_implementation: str = "sdpa",
-    device: str | torch.device = "cpu",
+    device: DeviceMap = "cpu",
     on_progress: Callable[[int, int], None] | None = None,
     quantize: str | QuantizeOptions | None = None,
 ) -> Model:
@@ -63,12 +64,12 @@ def load_model(
 
     dtype: "auto" or None takes that of config.json, or of the files where it says none; else "float32", "bfloat16",
     "float16" or the torch.dtype. on_progress(bytes done, bytes in all) is called after every tensor.
-    quantize: "int8", "int4", or the scheme of every part; on the CPU only. Activations stay in `dtype`.
+    quantize: "int8", "int4", the scheme of every part, or "none" to unpack weights that are packed in the files.
+    Activations stay in `dtype`. device: also what from_pretrained takes as a device_map.
     Raises ValueError for a wrong argument or config.json, CheckpointError for files that do not fit it.
     """
-    return load_folder(
-        None, Path(folder), dtype, attn_implementation, device_of(device), on_progress, quantize=quantize
-    )
+    options = LoadOptions(dtype, attn_implementation, device, quantize=quantize)
+    return load_folder(None, Path(folder), options, on_progress)
 
 
 class _NoInit(TorchFunctionMode):
@@ -86,54 +87,47 @@ class _NoInit(TorchFunctionMode):
 def load_folder(
     kind: type[nn.Module] | None,
     folder: Path,
-    dtype: str | torch.dtype | None,
-    attn_implementation: str,
-    device: torch.device,
+    options: LoadOptions,
     on_progress: Callable[[int, int], None] | None = None,
     adapt: Callable[[Any], Any] | None = None,
-    quantize: str | QuantizeOptions | None = None,
 ) -> Model:
     """load_model for a model of class `kind` (None: the class of the checkpoint's family). adapt: the configuration of
     the folder -> the one to build from."""
-    options = None if quantize in (None, UNPACKED) else options_of(cast(str, quantize))
-    if options is not None:
-        check_device(device)
+    wishes = None if options.quantize in (None, UNPACKED) else options_of(cast(str, options.quantize))
     config = _config(kind, folder) if adapt is None else adapt(_config(kind, folder))
     prefix: str = getattr(kind, "weights_prefix", "")  # of a bare model, which is a part of the whole
     stored = [one for one in stored_tensors(folder) if (one.name or "").startswith(prefix)]
-    if options is not None and any(one.is_packed for one in stored):
+    packed = {one.name for one in stored if one.is_packed} - {None}
+    if wishes is not None and packed:
         raise CheckpointError(
-            f"{folder} is quantized already: leave quantize={quantize!r} out, or give {UNPACKED!r} to unpack it"
+            f"{folder} is quantized already: leave quantize={options.quantize!r} out, or give {UNPACKED!r} to unpack it"
         )
-    chosen = _dtype(dtype, config.dtype, stored)
-    if attn_implementation == "flash_attention_2":
-        require_flash(chosen, device)
-    with torch.device("meta"), _NoInit():
-        model = cast(type[Model], kind or MODELS[config.model_type])(config.replace(dtype=chosen), attn_implementation)
+    dtype = _dtype(options.dtype, config.dtype, stored)
+    model = _built(kind, _widened(config, stored), dtype, options)
     slots = {prefix + name: slot for name, slot in model.state_dict(keep_vars=True).items()}
-    schemes = {} if options is None else choose({name: slot.shape for name, slot in slots.items()}, options)
-    if config.tie_word_embeddings:
+    schemes = {} if wishes is None else choose({name: slot.shape for name, slot in slots.items()}, wishes)
+    if config.tie_word_embeddings and HEAD not in packed:
         slots.pop(HEAD, None)
     wanted = _match(folder, {name: tuple(slot.shape) for name, slot in slots.items()}, stored)
-    total, done = sum(one.nbytes for one in wanted.values()), 0
-    for name, one in sorted(wanted.items(), key=lambda item: item[1].path):
-        module, _, leaf = name.removeprefix(prefix).rpartition(".")
-        if leaf == "weight" and prefix + module in schemes:
-            swap(model, module, one.passing(), schemes[prefix + module], chosen)
-        else:
-            setattr(
-                model.get_submodule(module), leaf, nn.Parameter(one.load(chosen, device), slots[name].requires_grad)
-            )
-        done += one.nbytes
-        if on_progress is not None:
-            on_progress(done, total)
-    model.tie_weights()
-    if options is not None:
-        finish(model, options, schemes, sum(torch.Size(e.shape).numel() for e in wanted.values()) * chosen.itemsize)
-    assert not any(slot.is_meta for slot in (*model.parameters(), *model.buffers())), "a weight was left out"
+    keep = set() if options.quantize == UNPACKED else packed
+    fill(model, wanted, schemes, {name for name in keep if name in wanted}, dtype, options, on_progress)
     settings = folder / GENERATION_NAME
     model.generation_config = GenerationConfig.from_file(settings) if settings.is_file() else GenerationConfig()
     return model.eval()
+
+
+def _built(kind: Any, config: Any, dtype: torch.dtype, options: LoadOptions) -> Model:
+    """The model on the meta device."""
+    with torch.device("meta"), _NoInit():
+        built = kind or MODELS[config.model_type]
+        return cast(Model, built(config.replace(dtype=dtype), options.attn_implementation))
+
+
+def _widened(config: Any, stored: list[Stored]) -> Any:
+    """The configuration, with the width of the text MLP as quantized files have it padded."""
+    others = any(not isinstance(one, Plain) for one in stored)
+    width = mlp_width(config, {one.name or "": one.shape for one in stored}) if others else None
+    return config if width is None else config.replace(intermediate_size=width)
 
 
 def _config(kind: Any, folder: Path) -> Any:
@@ -155,26 +149,6 @@ def _check_config(folder: Path, config: Qwen2_5_VLConfig | Qwen2VLConfig) -> Non
     out, hidden = config.vision_config.out_width, config.text_config.hidden_size
     if out != hidden:
         raise CheckpointError(f"{folder / CONFIG_NAME}: the tower gives width {out}, the text model takes {hidden}")
-
-
-def device_of(given: str | int | torch.device | Mapping[str, Any] | None) -> torch.device:
-    """The device of a device_map: a device, its number, {"": device}, or "auto", "balanced", "balanced_low_0" or
-    "sequential", which all mean the whole model on the GPU if there is one, else on the CPU. One that cannot be used
-    on this machine, and a map that spreads the model, is a ValueError."""
-    if isinstance(given, Mapping):
-        if set(given) != {""}:
-            raise ValueError(f"device_map={dict(given)!r} spreads the model, which is not supported: give one device")
-        return device_of(given[""])
-    if given in SPREADING and given != "auto" and torch.accelerator.device_count() > 1:
-        raise ValueError(f"device_map={given!r} spreads the model, which is not supported: give one device, or 'auto'")
-    if given in SPREADING:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device("cpu" if given is None else given)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {given!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def dtype_named(given: str | torch.dtype) -> torch.dtype:

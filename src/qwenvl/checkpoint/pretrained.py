@@ -13,9 +13,11 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from qwenvl.checkpoint.fill import LoadOptions
 from qwenvl.checkpoint.hub import resolve
-from qwenvl.checkpoint.load import device_of, load_folder
-from qwenvl.quantization import QuantizeOptions
+from qwenvl.checkpoint.load import load_folder
+from qwenvl.checkpoint.placement import DeviceMap
+from qwenvl.quantization import QuantizeOptions, options_of_config
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
@@ -26,14 +28,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "ignore_mismatched_sizes": (None, False),
     "key_mapping": (None,),
     "low_cpu_mem_usage": (None, True, False),
-    "max_memory": (None,),
     "mirror": (None,),
     "offload_buffers": (None, False),
-    "offload_folder": (None,),
     "offload_state_dict": (None, False),
     "proxies": (None,),
     "resume_download": (None, True, False),
-    "force_download": (None, False),
     "state_dict": (None,),
     "subfolder": (None, ""),
     "tp_plan": (None,),
@@ -42,7 +41,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "variant": (None,),
     "weights_only": (None, True, False),
 }
-_BITS = {"load_in_8bit": "int8", "load_in_4bit": "int4"}
 
 
 def load_pretrained(
@@ -51,7 +49,9 @@ def load_pretrained(
     *,
     dtype: str | torch.dtype | None = None,
     torch_dtype: str | torch.dtype | None = None,
-    device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+    device_map: DeviceMap = None,
+    max_memory: Mapping[Any, int | str] | None = None,
+    offload_folder: str | Path | None = None,
     attn_implementation: str | None = None,
     config: Any = None,
     generation_config: Any = None,
@@ -59,6 +59,7 @@ def load_pretrained(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
     output_loading_info: bool = False,
     quantize: str | QuantizeOptions | None = None,
     load_in_8bit: bool | None = None,
@@ -69,26 +70,27 @@ def load_pretrained(
     """What `from_pretrained` of a model class does: `model` is a folder, a hub id or "demo".
 
     dtype and torch_dtype are one option with two names; without it the dtype is the checkpoint's own ("auto").
-    device_map: as device_of takes it; None is the CPU. The checkpoint has to be of the class's family: ValueError
-    otherwise. config: a configuration, a folder or hub id of one, in place of the file's. output_loading_info: return
-    (model, report), in which nothing is missing: what does not fit is an error here. quantize: as load_model takes it;
-    load_in_8bit is "int8" and load_in_4bit "int4", and so is a quantization_config that says just that. others: fields
-    of the configuration to change, such as max_position_embeddings=65536; or options of the documents that ask for
-    nothing (trust_remote_code: no code of a checkpoint is ever run; low_cpu_mem_usage: always so).
+    device_map, max_memory, offload_folder: as LoadOptions describes them; None is the CPU. The checkpoint has to be of
+    the class's family: ValueError otherwise. config: a configuration, a folder or hub id of one, in place of the
+    file's. output_loading_info: return (model, report), in which nothing is missing: what does not fit is an error
+    here. quantize: as load_model takes it; load_in_8bit is "int8" and load_in_4bit "int4". quantization_config:
+    TorchAoConfig or BitsAndBytesConfig. others: fields of the configuration to change, such as
+    max_position_embeddings=65536; or options of the documents that ask for nothing (trust_remote_code: no code of a
+    checkpoint is ever run; low_cpu_mem_usage: always so).
     """
     if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
         raise ValueError(f"dtype={dtype!r} and torch_dtype={torch_dtype!r} mean the same: give one")
-    device = device_of(device_map)
     wanted = _quantize(quantize, load_in_8bit, load_in_4bit, quantization_config)
     changes = _changes(cls, others)
-    folder = resolve(model, revision, token, local_files_only, cache_dir)
+    folder = resolve(model, revision, token, local_files_only, cache_dir, force_download=force_download)
 
     def adapt(found: Any) -> Any:
         given = _config(cls, found, config)
         return given.replace(**changes) if changes else given
 
     attention = "sdpa" if attn_implementation is None else attn_implementation
-    loaded = load_folder(cls, folder, dtype or torch_dtype, attention, device, adapt=adapt, quantize=wanted)
+    options = LoadOptions(dtype or torch_dtype, attention, device_map, max_memory, offload_folder, wanted)
+    loaded = load_folder(cls, folder, options, adapt=adapt)
     if generation_config is not None:
         loaded.generation_config = generation_config
     report: dict[str, Any] = {name: [] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")}
@@ -98,37 +100,15 @@ def load_pretrained(
 def _quantize(
     quantize: str | QuantizeOptions | None, eight: bool | None, four: bool | None, config: Any
 ) -> str | QuantizeOptions | None:
-    """The one thing that the options about quantization ask for. ValueError when they ask for several, or for more
-    than a word says."""
-    given = {"quantize": quantize, "load_in_8bit": "int8" if eight else None, "load_in_4bit": "int4" if four else None}
-    given["quantization_config"] = _configured(config)
+    """The one thing that the options about quantization ask for. ValueError when they ask for several, or for what is
+    not built."""
+    words = {"load_in_8bit": "int8" if eight else None, "load_in_4bit": "int4" if four else None}
+    given: dict[str, str | QuantizeOptions | None] = {"quantize": quantize, **words}
+    given["quantization_config"] = None if config is None else options_of_config(config)
     asked = {name: value for name, value in given.items() if value is not None}
     if len(asked) > 1:
         raise ValueError(f"{' and '.join(asked)} are all given: one of them says it all")
     return next(iter(asked.values()), None)
-
-
-def _configured(config: Any) -> str | None:
-    """The word for a quantization_config. ValueError for one that says more than load_in_8bit or load_in_4bit."""
-    if config is None:
-        return None
-    words = [word for name, word in _BITS.items() if _says_just(config, name)]
-    if not words:
-        raise ValueError(
-            f"from_pretrained(quantization_config=...) is not supported yet for more than load_in_8bit=True or "
-            f"load_in_4bit=True: leave the rest out (got {config!r})"
-        )
-    return words[0]
-
-
-def _says_just(config: Any, name: str) -> bool:
-    """Does a mapping or object set `name`, and nothing else that its class would not set by itself?"""
-    if isinstance(config, Mapping):
-        return {key: value for key, value in config.items() if value not in (None, False)} == {name: True}
-    try:
-        return vars(config) == vars(type(config)(**{name: True}))
-    except (TypeError, ValueError):  # of a class that has no such setting
-        return False
 
 
 def _changes(cls: Any, others: Mapping[str, Any]) -> dict[str, Any]:

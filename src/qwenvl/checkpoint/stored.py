@@ -104,7 +104,7 @@ class Stored(ABC):
 
     key: what the file calls it, for messages; name: what the whole model calls it, None for what is computed and not
     loaded. shape: of the plain tensor. nbytes: in the file. dtype: of its plain form, where nobody asks for another.
-    is_packed: whether packed() gives what the kernels take.
+    is_packed: whether packed() gives what the kernels take; is_mapped: whether that is then mapped from the file.
     """
 
     key: str
@@ -113,6 +113,7 @@ class Stored(ABC):
     nbytes: int
     dtype: torch.dtype
     is_packed: bool = False
+    is_mapped: bool = False
 
     @property
     def name(self) -> str | None:

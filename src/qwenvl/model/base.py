@@ -20,6 +20,7 @@ class PreTrained(nn.Module):
     """Base of the documented classes.
 
     config: the configuration the model was built from. quantization: what `quantize` did to its weights, or None.
+    hf_device_map: module -> place, as it was loaded; main_device: where inputs go, if the model lies on several.
     weights_prefix: where this class's tensors lie among those of the whole model ("" is the whole,
     "model.language_model." the text model).
     """
@@ -29,6 +30,8 @@ class PreTrained(nn.Module):
     quantization: Any = None
     config_class: ClassVar[type]
     weights_prefix: ClassVar[str] = ""
+    hf_device_map: dict[str, Any] | None = None
+    main_device: torch.device | None = None
 
     def _take_config(self, config: Any) -> None:
         if not isinstance(config, self.config_class):
@@ -49,7 +52,8 @@ class PreTrained(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.text.norm.weight.device
+        """Where inputs go."""
+        return self.main_device or self.text.norm.weight.device
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **options: Any) -> Self:

@@ -55,8 +55,8 @@ class _ForConditionalGeneration(PreTrained):
         return self.model.visual
 
     def tie_weights(self) -> None:
-        """Share the embedding with the head where the config says so."""
-        if self.config.tie_word_embeddings:
+        """Share the embedding with the head where the config says so and the head is not packed."""
+        if self.config.tie_word_embeddings and isinstance(self.lm_head, nn.Linear):
             self.lm_head.weight = self.text.embed_tokens.weight
 
     def get_output_embeddings(self) -> nn.Linear:

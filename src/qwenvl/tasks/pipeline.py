@@ -89,7 +89,7 @@ def pipeline(
     if device is not None and device_map is not None:
         raise ValueError(f"device={device!r} and device_map={device_map!r} are both given: give one")
     from qwenvl.checkpoint.auto import AutoModelForImageTextToText
-    from qwenvl.checkpoint.load import device_of
+    from qwenvl.checkpoint.placement import plan_placement
     from qwenvl.processing import AutoProcessor
 
     place = device_map if device is None else "cpu" if device == -1 else device
@@ -105,7 +105,7 @@ def pipeline(
         idle = [name for name, value in given.items() if value is not None and value != "auto"]
         if idle:
             raise ValueError(f"{', '.join(idle)} has no effect on a loaded model: leave it out")
-        loaded = model if place is None else model.to(device_of(place))
+        loaded = model if place is None else model.to(plan_placement(model, place).main)
     if processor is None or isinstance(processor, str | Path):
         fast: dict[str, Any] = {} if use_fast is None else {"use_fast": use_fast}
         processor = AutoProcessor.from_pretrained(model if processor is None else processor, **where, **fast)
