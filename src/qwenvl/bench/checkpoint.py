@@ -1,7 +1,8 @@
 """Checkpoints of the real shapes with random weights, in the published file layout, so that every peer loads them.
 
 "3b-slice": layers, widths and vocabulary of Qwen2.5-VL-3B, 8 of its 36 text layers and 8 of its 32 vision layers, of
-which the last attends to whole frames; bfloat16, 2.2 GB. "tiny": for tests. Only times mean something here.
+which the last attends to whole frames; bfloat16, 2.2 GB. "300m": the same in smaller, 0.65 GB. "tiny": for tests. Only
+times mean something here.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ SIZES = {
          "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
         {"hidden_size": 1280, "intermediate_size": 3420, "depth": 8, "num_heads": 16, "out_hidden_size": 2048,
          "fullatt_block_indexes": [7]},
+        BASE, 151936,
+    ),
+    "300m": Size(
+        {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 10, "num_attention_heads": 8,
+         "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+        {"hidden_size": 640, "intermediate_size": 1712, "depth": 10, "num_heads": 8, "out_hidden_size": 1024,
+         "fullatt_block_indexes": [4, 9]},
         BASE, 151936,
     ),
     "tiny": Size(

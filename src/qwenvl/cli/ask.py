@@ -13,10 +13,12 @@ from qwenvl.cli.inputs import (
     DtypeOption,
     JsonOption,
     MaxPixelsOption,
+    MemoryOption,
     MinPixelsOption,
     ModelOption,
     QuantizeOption,
     check_load,
+    check_memory,
     find_model,
     open_media,
     split_question,
@@ -51,6 +53,7 @@ def ask(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question about pictures and videos, or about none."""
@@ -68,11 +71,12 @@ def ask(
         seed=seed,
     )
     check_load(dtype, device, quantize)
+    check_memory(memory)
     found = find_model(model)
     options = VideoOptions(fps=fps, max_frames=max_frames, video_start=start, video_end=end)
     media = open_media(sources, min_pixels, max_pixels, options)
 
-    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels, quantize=quantize)
+    assistant = start_assistant(found, dtype, device, min_pixels, max_pixels, quantize=quantize, memory=memory)
     stream = assistant.stream(media, question, sampling, system=system)
     for piece in stream:
         if not as_json:

@@ -37,6 +37,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one 
 QuantizeOption = Annotated[
     str | None, typer.Option(help="int8 or int4: pack the weights while loading; on the CPU only, for now.")
 ]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="What the program may have, such as 4GB; what can never fit is refused.")
+]
 MinPixelsOption = Annotated[int | None, typer.Option(help="Enlarge pictures below this area.")]
 MaxPixelsOption = Annotated[int | None, typer.Option(help="Shrink pictures above this area.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -128,6 +131,7 @@ def start_assistant(
     max_pixels: int | None = None,
     max_running: int = 8,
     quantize: str | None = None,
+    memory: str | None = None,
 ) -> Assistant:
     """Import torch and load the model. A small one runs on one thread of the CPU unless the user says otherwise, and
     a quantized one on the CPU."""
@@ -152,6 +156,7 @@ def start_assistant(
             max_running=max_running,
             on_progress=on_progress,
             quantize=quantize,
+            memory=memory,
         )
 
 
@@ -190,6 +195,14 @@ def check_load(dtype: str, device: str, quantize: str | None = None) -> None:
     check_quantize(quantize)
     if quantize is not None and device.startswith("cuda"):
         raise ValueError(f"--quantize {quantize} runs on the CPU only, for now: leave --device {device} out")
+
+
+def check_memory(memory: str | None) -> None:
+    """ValueError unless `memory` is left out or a size."""
+    from qwenvl.machine import parse_bytes
+
+    if memory is not None:
+        parse_bytes(memory, "--memory")
 
 
 def check_quantize(quantize: str | None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from qwenvl.model.kv_cache import KVCache
 from qwenvl.types import Completion, FinishReason
 
+from .admission import Admission, check_numbers, reserve, too_long
 from .blocks import PAGE, PagePool
 from .detokenizer import Decoder, TextStream
 from .end_ids import default_eos_ids, vision_ids
@@ -40,6 +41,8 @@ class Engine:
 
     tokenizer: for text and stop strings; None = ids only. max_running: requests computed together (32). capacity:
     most tokens (prompt and answer) of one request; cache_tokens: of all together; None = as long as memory lasts.
+    memory: what the process (or a GPU's part in it) may have, bytes or such as "4GB"; the cache gets what is left, and
+    a request that can never fit fails alone (admission.py). None = no limit.
     token_budget: most tokens in one step; longer prompts come in chunks. prompt_budget: most prompt tokens in a step
     that also goes on with answers. prefix_cache: find the beginning of a prompt among what was computed before.
     vision_budget: patches that are encoded in one step, as far as items can be divided. vision_cache_bytes: embeddings
@@ -58,6 +61,7 @@ class Engine:
         max_running: int | None = None,
         capacity: int | None = None,
         cache_tokens: int | None = None,
+        memory: int | str | None = None,
         token_budget: int = 2048,
         prompt_budget: int = 1024,
         prefix_cache: bool = True,
@@ -70,19 +74,12 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
-        least = {"max_running": max_running, "capacity": capacity, "cache_tokens": cache_tokens, "workers": workers,
-                 "prompt_budget": prompt_budget, "vision_budget": vision_budget}  # fmt: skip
-        for name, value in least.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} is not valid: expected at least 1")
-        if min(draft_tokens, vision_cache_bytes) < 0:
-            raise ValueError(f"{draft_tokens=} and {vision_cache_bytes=}: expected 0 or more")
         max_running = min(MAX_RUNNING, token_budget) if max_running is None else max_running
-        if token_budget < max_running:
-            raise ValueError(
-                f"token_budget={token_budget} is below max_running={max_running}: each running request needs "
-                "one token a step"
-            )
+        check_numbers(
+            token_budget, max_running, {"draft_tokens": draft_tokens, "vision_cache_bytes": vision_cache_bytes},
+            capacity=capacity, cache_tokens=cache_tokens, workers=workers, prompt_budget=prompt_budget,
+            vision_budget=vision_budget,
+        )  # fmt: skip
         config = model.config
         self._tokenizer, self._skip_special = tokenizer, skip_special_tokens
         self._eos = frozenset(default_eos_ids(model) if eos_token_ids is None else eos_token_ids)
@@ -91,10 +88,16 @@ class Engine:
         folder = None if vision_folder is None else Path(vision_folder)
         fingerprint = "" if folder is None else tower_fingerprint(model)
         graphs = model.device.type == "cuda" if graphs is None else graphs
+        self._admission: Admission | None = None
+        if memory is not None:
+            shares = self._admission = Admission.of(model, memory, token_budget, vision_budget, vision_cache_bytes)
+            vision_cache_bytes, cache_tokens = shares.kept, min(cache_tokens or shares.tokens, shares.tokens)
         vision_cache = VisionCache(vision_cache_bytes, folder, fingerprint=fingerprint, device=model.device)
         self._runner = Runner(model, vision_cache, vision_budget, graphs)
         keep = KEEP_BYTES // KVCache.bytes_per_token(config.text_config, model.dtype)
         self._pool = PagePool(self._runner.make_pages, cache_tokens, keep)
+        if self._admission is not None:
+            reserve(self._pool)
         share = prefix_cache and not self._runner.depends_on_length
         self._scheduler = Scheduler(self._pool, token_budget, prompt_budget, max_running, share)
         self._sampler = Sampler(config.text_config.vocab_size, vision_ids(config), model.device, self._eos)
@@ -130,14 +133,11 @@ class Engine:
         most = request.params.max_new_tokens
         request.limit = most if room is None else min(most, room - length + 1)
         self._scheduler.add(request)
-        if room is not None and length > room:
-            self._fail(
-                request,
-                ValueError(
-                    f"the prompt has {length} tokens, but a request may have at most {room} (the "
-                    "engine's capacity): shorten it, lower max_pixels, or raise the capacity"
-                ),
-            )
+        fault = None if self._admission is None else self._admission.refusal(request)
+        if fault is None and room is not None and length > room:
+            fault = too_long(length, room)
+        if fault is not None:
+            self._fail(request, fault)
         return request.id
 
     def submit(self, prepare: Callable[[], Request], *, id: str = "", priority: int = 0) -> str:
@@ -278,7 +278,8 @@ class Engine:
     def _look(self) -> None:
         """Encode pictures for the prompts that come next, the most urgent first, within the vision budget."""
         vision, left = self._runner.vision, self._vision_budget
-        upcoming = self._scheduler.upcoming(AHEAD)
+        full = self._admission is not None and vision.cache.nbytes > self._admission.kept
+        upcoming = self._scheduler.upcoming(1 if full else AHEAD)
         for request in upcoming:
             if not request.items:
                 continue

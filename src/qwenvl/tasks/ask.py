@@ -117,12 +117,14 @@ def _answer(completion: Completion, seen: Seen, seconds: float, first: float) ->
     return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first)
 
 
-def _engine(model: Model, processor: Processor, max_running: int, draft_tokens: int | None) -> Engine:
+def _engine(
+    model: Model, processor: Processor, max_running: int, draft_tokens: int | None, memory: int | str | None = None
+) -> Engine:
     from qwenvl.engine import Engine
     from qwenvl.engine.lookup import default_draft
 
     draft = default_draft(model) if draft_tokens is None else draft_tokens
-    return Engine(model, processor.tokenizer, max_running=max_running, draft_tokens=draft)
+    return Engine(model, processor.tokenizer, max_running=max_running, draft_tokens=draft, memory=memory)
 
 
 class _Job:
@@ -158,6 +160,7 @@ class Assistant:
     max_running: how many questions of `ask_many` are computed together. quantize: "int8" or "int4" packs the weights
     while they are loaded (load_model). on_progress(bytes done, bytes in all) is told how far loading is. draft_tokens:
     most tokens guessed from the prompt and checked together; None = 8 where that cannot change an answer, else none.
+    memory: what this process may have, bytes or such as "4GB": a question that can never fit in it is a ValueError.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class Assistant:
         on_progress: Callable[[int, int], None] | None = None,
         quantize: str | QuantizeOptions | None = None,
         draft_tokens: int | None = None,
+        memory: int | str | None = None,
     ) -> None:
         from qwenvl.checkpoint import load_model, resolve
         from qwenvl.processing import AutoProcessor
@@ -182,7 +186,7 @@ class Assistant:
         given: dict[str, Any] = {name: value for name, value in limits.items() if value is not None}
         self.processor = AutoProcessor.from_pretrained(folder, **given)
         self.model = load_model(folder, dtype, attn_implementation, device, on_progress, quantize)
-        self.engine = _engine(self.model, self.processor, max_running, draft_tokens)
+        self.engine = _engine(self.model, self.processor, max_running, draft_tokens, memory)
 
     @classmethod
     def from_parts(
