@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig, config_from_dict, load_config, read_config
-from qwenvl.hub import PROCESSOR_FILES, resolve
+from qwenvl.gguf_folder import resolve
+from qwenvl.hub import PROCESSOR_FILES
 
 AnyConfig = Qwen2_5_VLConfig | Qwen2VLConfig
 _HUB_OPTIONS = ("revision", "token", "local_files_only", "cache_dir")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qwenvl.checkpoint.gguf import gguf_tensors
 from qwenvl.checkpoint.packed import METHOD, packed_tensors
 from qwenvl.checkpoint.published import published_tensors, settings_of
 from qwenvl.checkpoint.stored import Stored, entries_of, plain_tensors
@@ -16,6 +17,9 @@ from qwenvl.config import read_config
 
 def stored_tensors(folder: Path) -> list[Stored]:
     """Every tensor of a checkpoint. CheckpointError for files that cannot be read and formats that are not known."""
+    pair = gguf_tensors(folder)
+    if pair is not None:
+        return pair
     settings = settings_of(folder, read_config(folder))
     entries = entries_of(folder)
     if settings is None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from qwenvl.hub import PROCESSOR_FILES, resolve
+from qwenvl.gguf_folder import resolve
+from qwenvl.hub import PROCESSOR_FILES
 
 GENERATION_NAME = "generation_config.json"
 

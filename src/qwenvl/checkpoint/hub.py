@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from qwenvl import hub
+from qwenvl import gguf_folder
 from qwenvl.hub import DEMO, PROCESSOR_FILES, demo_folder
 
 PATTERNS = (*PROCESSOR_FILES, "*.safetensors")
-resolve = partial(hub.resolve, patterns=PATTERNS)
+resolve = partial(gguf_folder.resolve, patterns=PATTERNS)
 
 __all__ = ["DEMO", "PATTERNS", "demo_folder", "resolve"]

@@ -102,14 +102,14 @@ def load_folder(
         raise CheckpointError(
             f"{folder} is quantized already: leave quantize={options.quantize!r} out, or give {UNPACKED!r} to unpack it"
         )
+    keep = set() if options.quantize == UNPACKED else packed
     dtype = _dtype(options.dtype, config.dtype, stored)
     model = _built(kind, _widened(config, stored), dtype, options)
     slots = {prefix + name: slot for name, slot in model.state_dict(keep_vars=True).items()}
     schemes = {} if wishes is None else choose({name: slot.shape for name, slot in slots.items()}, wishes)
-    if config.tie_word_embeddings and HEAD not in packed:
+    if config.tie_word_embeddings and HEAD not in keep:
         slots.pop(HEAD, None)
     wanted = _match(folder, {name: tuple(slot.shape) for name, slot in slots.items()}, stored)
-    keep = set() if options.quantize == UNPACKED else packed
     fill(model, wanted, schemes, {name for name in keep if name in wanted}, dtype, options, on_progress)
     settings = folder / GENERATION_NAME
     model.generation_config = GenerationConfig.from_file(settings) if settings.is_file() else GenerationConfig()

@@ -29,7 +29,8 @@ def info(
         return
     files = report.pop("files")
     for name, value in report.items():
-        print(f"{name.replace('_', ' '):<20}{_plain(value)}")
+        kinds = name == "dtypes_of_files"  # Q4_K is a name
+        print(f"{name.replace('_', ' '):<20}{_listed(value) if kinds else _plain(value)}")
     print("files")
     for name, size in files.items():
         print(f"  {size:>14,}  {name}")
@@ -90,6 +91,10 @@ def quantized(found: ModelFiles, word: str) -> dict[str, Any]:
     kept = sum(size * math.prod(shape) for name, shape in shapes.items() if name.removesuffix(".weight") not in schemes)
     packed = sum(packed_bytes({**shapes, **tied}[f"{name}.weight"], scheme) for name, scheme in schemes.items())
     return {"to": word, "weight_bytes": before, "quantized_bytes": kept + packed}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def _plain(value: Any) -> str:

@@ -1,7 +1,8 @@
 """A checkpoint's folder as its headers tell it: no weights are read and torch is not imported.
 
-In: a folder. Out: its configuration, its tensors' names, shapes and dtypes, and its files. Errors: ValueError for a
-folder without config.json or weights, for shards that the index lists and the folder lacks, and for files cut short.
+In: a folder, or a GGUF file. Out: its configuration, its tensors' names, shapes and dtypes, and its files. Errors:
+ValueError for a folder without config.json or weights, for shards that the index lists and the folder lacks, and for
+files cut short.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig, load_config
+from qwenvl.gguf_folder import pair_of, targets, unfold
 
 INDEX = "model.safetensors.index.json"
 MOST_HEADER = 100 * 2**20  # what the safetensors format allows
@@ -22,7 +24,7 @@ MOST_HEADER = 100 * 2**20  # what the safetensors format allows
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor as its file announces it. dtype: in the file's words (BF16, F32, I32, ...)."""
+    """One tensor as its file announces it. dtype: in the file's words (BF16, F32, I32, Q4_K, ...)."""
 
     name: str
     dtype: str
@@ -77,9 +79,15 @@ class ModelFiles:
 
 
 def look(folder: Path) -> ModelFiles:
-    """Read configuration and headers of a checkpoint, and check that its weights are all there."""
+    """Read configuration and headers of a checkpoint, and check that its weights are all there. Of a GGUF file it is
+    the folder that is made of it, with the tensors of the published layout that its tensors make."""
+    folder = unfold(folder) if folder.is_file() else folder
     config = load_config(folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    pair = pair_of(folder)
+    if pair is not None:
+        found = tuple(TensorHeader(one.key, one.kind, one.shape) for one in targets(*pair))
+        return ModelFiles(folder, config, found, files | {p.name: p.stat().st_size for g in pair for p in g.paths})
     names = sorted(weight_files(folder, files))
     tensors = tuple(tensor for name in names for tensor in read_header(folder / name))
     return ModelFiles(folder, config, tensors, files)

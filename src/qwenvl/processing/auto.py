@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qwenvl.hub import resolve
+from qwenvl.gguf_folder import resolve
 from qwenvl.processing.files import read_json
 from qwenvl.processing.image_processor import Qwen2VLImageProcessor
 from qwenvl.processing.processor import Qwen2_5_VLProcessor, Qwen2VLProcessor

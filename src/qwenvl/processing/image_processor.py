@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qwenvl.hub import resolve
+from qwenvl.gguf_folder import resolve
 from qwenvl.media.images import ImageSource
 from qwenvl.media.pixels import resize_rgb
 from qwenvl.media.policy import DEFAULT_POLICY, MediaPolicy

@@ -10,7 +10,7 @@ from typing import Any, Self, Unpack
 import numpy as np
 import torch
 
-from qwenvl.hub import resolve
+from qwenvl.gguf_folder import resolve
 from qwenvl.media.policy import DEFAULT_POLICY, MediaPolicy
 from qwenvl.processing.batch_feature import BatchFeature
 from qwenvl.processing.chat_template import BUILT_IN, ChatTemplate

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qwenvl.hub import resolve
+from qwenvl.gguf_folder import resolve
 from qwenvl.media.pixels import resize_rgb
 from qwenvl.media.policy import DEFAULT_POLICY, MediaPolicy
 from qwenvl.media.videos import Video, VideoOptions, read_video
