@@ -19,7 +19,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from qwenvl.checkpoint.formats import stored_tensors
 from qwenvl.checkpoint.names import EMBEDDING, HEAD, module_name
+from qwenvl.checkpoint.published import settings_of
+from qwenvl.config import read_config
 from qwenvl.doctor.case import Case, Once
 from qwenvl.doctor.finding import Notes, Outcome, Unavailable, some
 from qwenvl.doctor.headers import sound_tensors
@@ -78,10 +81,9 @@ def _looks(case: Case) -> list[Look]:
 
 
 def _all(case: Case) -> Iterator[Look]:
-    if case.gguf is not None:  # those that are not packed, as they were loaded
-        for name, tensor in case.model.state_dict().items():
-            if tensor.is_floating_point() and tensor.numel():
-                yield look(name, "GGUF", tensor)
+    if case.gguf is not None or settings_of(case.path, read_config(case.path)) is not None:  # packed ones, unpacked
+        for one in stored_tensors(case.path):
+            yield look(one.name or one.key, one.path.name, one.passing())
         return
     for stored in sound_tensors(case.path):
         if stored.kind in FLOATS and stored.nbytes:
