@@ -12,7 +12,7 @@ from torch import nn
 
 from qwenvl.checkpoint.dispatch import dispatch
 from qwenvl.checkpoint.names import HEAD
-from qwenvl.checkpoint.offload import Keeper
+from qwenvl.checkpoint.offload import Keeper, fits
 from qwenvl.checkpoint.placement import DeviceMap, plan_placement
 from qwenvl.checkpoint.stored import Stored
 from qwenvl.kernels.quantized import PackedWeight
@@ -94,7 +94,9 @@ def _keeper(
     shapes = {name: slot.shape for name, slot in model.state_dict(keep_vars=True).items()}
     sizes = {name: stored[name].nbytes for name in keep}
     sizes |= {name: packed_bytes(shapes[name], scheme) for name, scheme in to_pack.items()}
-    placement = plan_placement(model, options.device_map, options.max_memory, sizes, dtype)
+    mapped = {name for name in stored.keys() - keep if name not in to_pack and fits(stored[name], dtype)}
+    mapped |= {name for name in keep if stored[name].is_mapped}
+    placement = plan_placement(model, options.device_map, options.max_memory, sizes, dtype, mapped)
     if options.attn_implementation == "flash_attention_2":
         require_flash(dtype, placement.main)
     if sizes:

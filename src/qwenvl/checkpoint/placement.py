@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from qwenvl.checkpoint.names import module_name
-from qwenvl.machine import available_memory, parse_bytes, shown
+from qwenvl.machine import available_memory, parse_bytes
 from qwenvl.model.text import TextLayer
 from qwenvl.model.vision import PatchEmbed, PatchMerger, VisionBlock
 
@@ -262,12 +262,3 @@ def _check_whole(model: nn.Module, placement: Placement) -> None:
             raise ValueError(
                 f"device_map divides {name} (it names {inside[0]}), which is computed in one piece: give it one place"
             )
-
-
-def describe(placement: Placement, sizes: Mapping[str, int]) -> str:
-    """Bytes by place, for people: "cpu 3.0 GB, disk 4.5 GB". sizes: as tensor_bytes gives them."""
-    by_place: dict[str, int] = {}
-    for name, size in sizes.items():
-        place = str(placement.place_of(name))
-        by_place[place] = by_place.get(place, 0) + size
-    return ", ".join(f"{place} {shown(size)}" for place, size in by_place.items())

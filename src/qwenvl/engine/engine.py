@@ -87,7 +87,8 @@ class Engine:
         self._capacity, self._vision_budget, self._draft_tokens = capacity, vision_budget, draft_tokens
         folder = None if vision_folder is None else Path(vision_folder)
         fingerprint = "" if folder is None else tower_fingerprint(model)
-        graphs = model.device.type == "cuda" if graphs is None else graphs
+        if graphs is None:  # not for a model on several devices
+            graphs = model.device.type == "cuda" and getattr(model, "main_device", None) is None
         self._admission: Admission | None = None
         if memory is not None:
             shares = self._admission = Admission.of(model, memory, token_budget, vision_budget, vision_cache_bytes)

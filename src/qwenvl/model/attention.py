@@ -42,6 +42,10 @@ class Bucket:
     scatter: Tensor | None
     targets: Tensor | None
 
+    def to(self, device: torch.device) -> Bucket:
+        index = [None if x is None else x.to(device) for x in (self.gather, self.scatter, self.targets)]
+        return Bucket(self.rows, self.start, self.length, *index)
+
     def take(self, x: Tensor) -> Tensor:
         """[T, H, D] -> [n, H, length, D]."""
         size = len(self.rows) * self.length
@@ -69,6 +73,15 @@ class Plan:
     memo: dict[int, tuple[int, Tensor | None]] = field(default_factory=dict, repr=False, compare=False)
     starts: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False, compare=False)
     natives: list[native.Layout] = field(default_factory=list, repr=False, compare=False)
+    elsewhere: dict[torch.device, Plan] = field(default_factory=dict, repr=False, compare=False)
+
+    def to(self, device: torch.device) -> Plan:
+        """The same layout for layers that compute on another device; made once."""
+        if device not in self.elsewhere:
+            buckets = tuple(bucket.to(device) for bucket in self.buckets)
+            mask = None if self.decode_mask is None else self.decode_mask.to(device)
+            self.elsewhere[device] = Plan(self.seq, buckets, mask)
+        return self.elsewhere[device]
 
     def native(self, kv: KVView | None) -> native.Layout:
         """The same layout as native code reads it."""

@@ -69,6 +69,8 @@ class FewRows:
         self._watch(model.norm)
         if len(layers) < len(found) or type(model.norm) is not RMSNorm or any(self._watched):
             return False
+        if any(owner.get(name) is not value for owner, name, value, _ in self._seen):
+            return False
         if not Layers.usable(layers, norm, config.head_dim):
             return False
         heads = config.num_attention_heads, config.num_key_value_heads
@@ -112,3 +114,4 @@ class FewRows:
 
     def _watch(self, module: nn.Module) -> None:
         self._watched += [module._forward_hooks, module._forward_pre_hooks]
+        self._seen.append((module.__dict__, "forward", None, 0))  # accelerate puts its hooks there

@@ -42,6 +42,16 @@ class KVCache:
         self.keys = [_zeros(shape, dtype, torch.device(device)) for _ in layers]
         self.values = [_zeros(shape, dtype, torch.device(device)) for _ in layers]
 
+    def move(self, layer: int, device: torch.device) -> None:
+        """Let a layer's keys and values lie on another device from now on: where the layer is computed."""
+        self.keys[layer], self.values[layer] = self.keys[layer].to(device), self.values[layer].to(device)
+
+    def follow(self, other: KVCache) -> None:
+        """Let every layer lie where it does in another cache."""
+        for layer, store in enumerate(other.keys):
+            if store.device != self.keys[layer].device:
+                self.move(layer, store.device)
+
     @staticmethod
     def bytes_per_token(config: TextConfig, dtype: torch.dtype) -> int:
         """Bytes that one token of one sequence takes in all layers."""
@@ -105,6 +115,7 @@ class SlotCache(KVCache):
     def resized(self, slots: int, capacity: int) -> SlotCache:
         """A cache with at least as many slots and as much room, that holds the same."""
         new = SlotCache(self._config, slots, capacity, self.dtype, self.device)
+        new.follow(self)
         if self.tokens:
             for source, target in zip((*self.keys, *self.values), (*new.keys, *new.values), strict=True):
                 new.by_slot(target)[: self.slots, :, : self.capacity] = self.by_slot(source)
@@ -116,7 +127,7 @@ class SlotCache(KVCache):
         new.slots, new.tokens = len(slots), len(slots) * self.capacity
         for name in ("keys", "values"):
             stores = [x.unflatten(1, (self.slots, self.capacity)) for x in getattr(self, name)]
-            setattr(new, name, [x.index_select(1, slots).flatten(1, 2) for x in stores])
+            setattr(new, name, [x.index_select(1, slots.to(x.device)).flatten(1, 2) for x in stores])
         return new
 
 
@@ -147,6 +158,7 @@ class PagedCache(KVCache):
     def grown(self, pages: int) -> Self:
         """A cache of so many pages that holds the same."""
         new = type(self)(self._config, pages, self.page, self.dtype, self.device)
+        new.follow(self)
         for source, target in zip((*self.keys, *self.values), (*new.keys, *new.values), strict=True):
             target[:, : self.tokens] = source
         return new
@@ -199,8 +211,11 @@ class CacheView:
         )
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        if self.cache.keys[layer].device != key.device:
+            self.cache.move(layer, key.device)
+        target = self._target if isinstance(self._target, slice) else self._target.to(key.device)
         for store, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
-            store[:, self._target] = new.transpose(0, 1).to(store.dtype)
+            store[:, target] = new.transpose(0, 1).to(store.dtype)
 
     def storage(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.cache.keys[layer], self.cache.values[layer]
@@ -221,7 +236,7 @@ class CacheView:
             views = [_evenly(store, starts[0], step, len(rows), longest) for store in stores]
             return views[0], views[1]
         index = [_places(sequence, 0, end) for sequence, end in zip(runs, (self._ends[i] for i in rows), strict=True)]
-        padded = torch.tensor([x + [x[0]] * (longest - len(x)) for x in index], device=self.cache.device)
+        padded = torch.tensor([x + [x[0]] * (longest - len(x)) for x in index], device=stores[0].device)
         gathered = [store.index_select(1, padded.flatten()).unflatten(1, padded.shape) for store in stores]
         return gathered[0].transpose(0, 1), gathered[1].transpose(0, 1)
 

@@ -60,9 +60,14 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see this module's calls: torch's hooks, or accelerate's, which replace forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
 def add_norm(norm: nn.Module, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """(x + delta, its norm): where a residual branch ends and the next begins."""
-    if type(norm) is RMSNorm:
+    if type(norm) is RMSNorm and not is_watched(norm):
         return add_rms_norm(x, delta, norm.weight, norm.eps)
     total = x + delta
     return total, norm(total)

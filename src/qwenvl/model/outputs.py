@@ -20,6 +20,15 @@ class ModelOutput(Mapping[str, Any]):
     and return_dict=False give (out[0], out[:2]). Iteration, keys() and ** go over names, like a dict's.
     """
 
+    def __post_init__(self) -> None:
+        """One mapping alone holds all the results: what rebuilds outputs elsewhere (accelerate) gives them so."""
+        first = fields(self)[0].name
+        given = getattr(self, first)
+        if isinstance(given, Mapping):
+            setattr(self, first, None)
+            for name, value in given.items():
+                setattr(self, name, value)
+
     def to_tuple(self) -> tuple[Any, ...]:
         """The results that are present, in the order of the fields."""
         return tuple(self.values())
