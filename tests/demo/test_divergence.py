@@ -77,5 +77,5 @@ def test_pictures_and_positions_reach_the_model() -> None:
 
 def test_requests_without_answers() -> None:
     model: Any = Table([1.0])
-    with pytest.raises(ValueError, match="none of the 1 requests has an answer"):
+    with pytest.raises(ValueError, match="none of the requests has an answer"):
         divergence(model, model, [request([0], [])])

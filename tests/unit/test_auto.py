@@ -119,14 +119,14 @@ def test_every_documented_option_of_from_pretrained(folder: tuple[str, Path]) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization_config": {"bits": 4}}, r"quantization_config=\.\.\.\) is not supported yet"),
+        ({"quantization_config": {"bits": 4}}, "expected TorchAoConfig or BitsAndBytesConfig"),
         ({"ignore_mismatched_sizes": True}, "ignore_mismatched_sizes"),
         ({"use_safetensors": False}, "use_safetensors"),
         ({"variant": "fp16"}, "variant"),
         ({"device": "cpu"}, "does not know the option 'device'"),
         ({"torch_dtyp": "auto"}, "does not know the option 'torch_dtyp'"),
         ({"attn_implementation": "flash"}, "flash"),
-        ({"device_map": {"visual": "cpu", "lm_head": 0}}, "spreads the model"),
+        ({"device_map": {"visual": "cpu", "lm_head": 0}}, "has no place for model.language_model"),
         ({"config": 3}, "config is a int"),
         ({"max_position_embeddings": -4}, "max_position_embeddings=-4"),
     ],

@@ -92,7 +92,7 @@ def test_the_checkpoint_is_made_once_and_computes_sane_logits(tiny: Path) -> Non
         logits = model(input_ids=torch.tensor([[5, 700, 900]])).logits.float()
     assert logits.isfinite().all()
     assert logits.std(-1).min() > 0.01
-    with pytest.raises(ValueError, match="expected one of 3b-slice, tiny"):
+    with pytest.raises(ValueError, match="expected one of 3b-slice, 300m, tiny"):
         checkpoint("huge", tiny.parent)
 
 

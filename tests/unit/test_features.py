@@ -9,11 +9,6 @@ import pytest
 from feature_table import ROOT, TABLE, Evidence, find_evidence, read_groups, write_table
 
 BUILT = {*range(1, 79), 94, 96}
-COME_LATER = {
-    20: "int4 weights come with the loading of quantized checkpoints",
-    21: "AWQ and GPTQ come with the loading of quantized checkpoints",
-    23: "ModelScope comes with the loading of quantized checkpoints",
-}
 # Skipped where the documents are not, so no row rests on it alone.
 DOCUMENTS = "tests/behaviour/test_documents.py"
 
@@ -34,11 +29,7 @@ def test_every_row_is_there_once() -> None:
 
 def test_every_built_row_is_shown() -> None:
     shown = {row for row, tests in find_evidence().items() if any(test.path != DOCUMENTS for test in tests)}
-    assert sorted(BUILT - set(COME_LATER) - shown) == []
-
-
-def test_a_row_that_comes_later_is_not_shown_yet() -> None:
-    assert sorted(set(COME_LATER) & set(find_evidence())) == []
+    assert sorted(BUILT - shown) == []
 
 
 def test_no_test_names_a_row_that_there_is_not() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from qwenvl.config import config_from_dict
 from qwenvl.engine import Engine, Request
 from qwenvl.engine.inputs import split_batch
 from qwenvl.kernels.native import library
+from qwenvl.kernels.quantized import PackedWeight
 from qwenvl.model.few_rows import FewRows
 from qwenvl.model.layers import Linear
 from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration
@@ -85,6 +87,27 @@ def test_what_was_changed_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doubled[2] == 0, "a module of another kind is run as it is"
     assert not torch.equal(doubled[1][0], before[1][0])
     assert answers(copy.deepcopy(model), monkeypatch)[2] == 0
+
+
+def test_columns_in_another_order_are_run_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native call does not sort x: a product that needs it is run as a module of its own, and means the same."""
+    model = model_of()
+    quantize_model(model, "int8")
+    before = answers(model, monkeypatch)
+    linear = model.text.layers[1].mlp.down_proj
+    given, packed = linear.packed.values(), linear.packed
+    order = torch.randperm(packed.in_features, generator=torch.Generator().manual_seed(0))
+    q = given[0] if packed.group >= packed.in_features else None
+    assert q is not None, "columns stay in the one group that there is"
+    sorted_form = {"kind": packed.kind, "group": packed.group, "order": order}
+    linear.packed = PackedWeight.from_values(q[:, order], *given[1:], **sorted_form)
+    linear.packed = replace(linear.packed, exponent=packed.exponent)
+    assert torch.equal(linear.packed.dequantize(), packed.dequantize())
+    after = answers(model, monkeypatch)
+    assert before[2] > 0
+    assert after[2] == 0
+    assert after[0] == before[0]
+    assert all(torch.equal(one, other) for one, other in zip(after[1], before[1], strict=True))
 
 
 class Doubled(torch.nn.Module):

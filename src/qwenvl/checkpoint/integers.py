@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwenvl.checkpoint.stored import COPY_BYTES, CheckpointError, Entry, Stored
-from qwenvl.kernels.quantized import GROUP_STEP, PANEL, PackedWeight
-from qwenvl.kernels.quantized import _to_halves as to_halves
+from qwenvl.kernels.quantized import GROUP_STEP, PANEL, PackedWeight, to_halves
 
 CHUNK = 2**21  # weights unpacked at a time
 ROWS = PANEL  # a chunk starts at a multiple of it: the words of all layouts hold whole rows then

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from qwenvl.checkpoint.generation_config import GenerationConfig
 from qwenvl.checkpoint.names import HEAD, Layout, file_key
-from qwenvl.checkpoint.stored import INDEX_NAME, SINGLE_NAME
+from qwenvl.checkpoint.packed import (
+    Form,
+    Item,
+    config_with,
+    describe,
+    packed_item,
+    plain_item,
+    write_files,
+)
+from qwenvl.checkpoint.stored import INDEX_NAME
+from qwenvl.quantization import QuantizedLinear
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?I?B)")
@@ -40,31 +46,21 @@ def save_model(model: Any, folder: str | Path, max_shard_size: int | str = "5GB"
 
     max_shard_size: bytes, or text such as "5GB", "500MB", "1GiB"; a tensor is never split, so one file may be larger.
     layout: "modules" (model.visual.*, model.language_model.*), or "original" (visual.*, model.*) for older readers.
-    A bare model's tensors have the names of the whole. A head that is tied to the embedding is left out. Each file
-    appears whole or not at all, and weight files of an earlier save go away, so saving into the folder a model came
-    from is safe.
+    A bare model's tensors have the names of the whole. A head that is tied to the embedding is left out. What is packed
+    stays packed, in the form of packed.py: such a folder loads here only, and without packing again. Each file appears
+    whole or not at all, and weight files of an earlier save go away, so saving into the folder a model came from is
+    safe.
     """
-    limit = _bytes(max_shard_size)
-    tensors = {file_key(name, layout): tensor for name, tensor in _weights(model).items()}
-    shards = _shards(tensors, limit)
+    limit = shard_limit(max_shard_size)
+    items, forms = _items(model, layout)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    count, written, weight_map = len(shards), set(), {}
-    for number, keys in enumerate(shards, 1):
-        name = SINGLE_NAME if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        part = {key: tensors[key].detach().cpu().contiguous() for key in keys}
-        save_file(part, folder / f"{name}.tmp", metadata={"format": "pt"})
-        os.replace(folder / f"{name}.tmp", folder / name)
-        written.add(name)
-        weight_map.update(dict.fromkeys(keys, name))
-    if count > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        _write(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-        written.add(INDEX_NAME)
+    written, _ = write_files(folder, items, limit)
     for path in folder.iterdir():
         if _WEIGHTS.fullmatch(path.name) and path.name not in written:
             path.unlink()
-    model.config.replace(dtype=model.dtype).save_pretrained(folder)
+    quantization = describe(forms, getattr(model.quantization, "calibration", None)) if forms else None
+    config_with(model.config.replace(dtype=model.dtype), quantization).save_pretrained(folder)
     settings = model.generation_config
     if isinstance(settings, Mapping):
         settings = GenerationConfig.from_dict(settings)
@@ -97,36 +93,35 @@ def save_pretrained(
         save_model(model, folder, max_shard_size, layout)
 
 
-def _weights(model: Any) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {model.weights_prefix + name: tensor for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        tensors.pop(HEAD, None)
-    empty = [name for name, tensor in tensors.items() if tensor.is_meta]
+def _items(model: Any, layout: Layout) -> tuple[list[Item], dict[str, Form]]:
+    """What is written, in the model's order, and the form of what is packed; under the names of the file."""
+    packed = {name: part.packed for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
+    plain = dict(model.named_parameters(remove_duplicate=False))
+    tied, prefix = model.config.tie_word_embeddings, model.weights_prefix
+    empty = [name for name, tensor in plain.items() if tensor.is_meta]
     if empty:
         raise ValueError(f"the model has no weights to save: {empty[0]} is on the meta device")
-    return tensors
+    items: list[Item] = []
+    forms: dict[str, Form] = {}
+    for name, weight in packed.items():
+        key = file_key(prefix + name, layout)
+        forms[key] = Form.of(weight)
+        parts = weight.zeros is not None, weight.order is not None
+        items.append(packed_item(key, forms[key], *parts, partial(_same, weight)))
+    for name, tensor in plain.items():
+        if not (tied and prefix + name == HEAD):
+            key = file_key(prefix + name, layout)
+            items.append(plain_item(key, tensor.dtype, tensor.shape, partial(_same, tensor)))
+    return items, forms
 
 
-def _shards(tensors: dict[str, Tensor], limit: int) -> list[list[str]]:
-    """Keys of each file: in order, a new file when the next tensor would pass the limit."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for key, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(key)
-        size += tensor.nbytes
-    return shards
+def _same(value: Any) -> Any:
+    return value
 
 
-def _bytes(given: int | str) -> int:
+def shard_limit(given: int | str) -> int:
     found = _SIZE.fullmatch(given.strip().upper()) if isinstance(given, str) else None
     size = int(float(found[1]) * _UNITS[found[2]]) if found else given
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"max_shard_size={given!r} is not valid: expected bytes, or text such as '5GB' or '500MB'")
     return size
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

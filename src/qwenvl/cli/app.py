@@ -11,9 +11,12 @@ import typer
 from qwenvl.cli.ask import ask
 from qwenvl.cli.bench import bench
 from qwenvl.cli.demo import demo
+from qwenvl.cli.doctor import doctor
 from qwenvl.cli.eval import evaluate
 from qwenvl.cli.info import info
 from qwenvl.cli.locate import locate
+from qwenvl.cli.plan import plan
+from qwenvl.cli.quantize import quantize
 from qwenvl.cli.train import train
 
 app = typer.Typer(
@@ -28,10 +31,13 @@ app = typer.Typer(
 app.command("ask")(ask)
 app.command("locate")(locate)
 app.command("info")(info)
+app.command("plan")(plan)
+app.command("quantize")(quantize)
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("demo")(demo)
 app.command("bench")(bench)
+app.command("doctor")(doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -78,7 +78,7 @@ def _device(path: Path, device: str, quantize: str | None) -> str:
         torch.set_num_threads(1)
     if device != "auto":
         return device
-    return "cuda" if not small and quantize is None and torch.cuda.is_available() else "cpu"
+    return "cuda" if not small and quantize in (None, "none") and torch.cuda.is_available() else "cpu"
 
 
 def _examined(case: Case, quiet: bool) -> Report:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qwenvl.cli.inputs import JsonOption, QuantizeOption, check_quantize, find_model
-from qwenvl.cli.model_files import ModelFiles
+from qwenvl.cli.model_files import FLOATS, ModelFiles
 
 
 def info(
@@ -22,7 +22,9 @@ def info(
     check_quantize(quantize)
     found = find_model(model)
     report = describe(found)
-    if quantize is not None:
+    if quantize not in (None, "none"):
+        if found.quantization is not None or any(name not in FLOATS for name in found.dtypes):
+            raise ValueError(f"{found.folder} is quantized already: leave --quantize {quantize} out")
         report = {**report, "quantized": quantized(found, quantize), "files": report.pop("files")}
     if as_json:
         print(json.dumps(report, ensure_ascii=False))
@@ -52,6 +54,7 @@ def describe(found: ModelFiles) -> dict[str, Any]:
         "parameters_by_part": found.parameters_by_part,
         "dtype": config.dtype,
         "dtypes_of_files": found.dtypes,
+        "quantization": None if found.quantization is None else _settings(found.quantization),
         "decoder": {
             "layers": text.num_hidden_layers,
             "width": text.hidden_size,
@@ -91,6 +94,11 @@ def quantized(found: ModelFiles, word: str) -> dict[str, Any]:
     kept = sum(size * math.prod(shape) for name, shape in shapes.items() if name.removesuffix(".weight") not in schemes)
     packed = sum(packed_bytes({**shapes, **tied}[f"{name}.weight"], scheme) for name, scheme in schemes.items())
     return {"to": word, "weight_bytes": before, "quantized_bytes": kept + packed}
+
+
+def _settings(quantization: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of quantized weights, without the lists of modules."""
+    return {name: value for name, value in quantization.items() if isinstance(value, str | int | bool)}
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -35,7 +35,8 @@ ModelOption = Annotated[
 DtypeOption = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU where there is one and the model is large), cpu, cuda...")]
 QuantizeOption = Annotated[
-    str | None, typer.Option(help="int8 or int4: pack the weights while loading; on the CPU only, for now.")
+    str | None,
+    typer.Option(help="int8 or int4: pack the weights while loading. none: unpack those of a quantized checkpoint."),
 ]
 MemoryOption = Annotated[
     str | None, typer.Option(help="What the program may have, such as 4GB; what can never fit is refused.")
@@ -134,7 +135,7 @@ def start_assistant(
     memory: str | None = None,
 ) -> Assistant:
     """Import torch and load the model. A small one runs on one thread of the CPU unless the user says otherwise, and
-    a quantized one on the CPU."""
+    one that is quantized here on the CPU, unless a GPU is named."""
     import torch
 
     from qwenvl.tasks import Assistant
@@ -145,8 +146,8 @@ def start_assistant(
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {device}: torch sees no such GPU here; use --device cpu")
     if device == "auto":
-        device = "cuda" if not small and quantize is None and torch.cuda.is_available() else "cpu"
-    with _loading_bar(None if small or not sys.stderr.isatty() else "loading") as on_progress:
+        device = "cuda" if not small and quantize in (None, "none") and torch.cuda.is_available() else "cpu"
+    with loading_bar(None if small or not sys.stderr.isatty() else "loading") as on_progress:
         return Assistant(
             found.folder,
             dtype=dtype,
@@ -161,7 +162,7 @@ def start_assistant(
 
 
 @contextmanager
-def _loading_bar(title: str | None) -> Iterator[Callable[[int, int], None] | None]:
+def loading_bar(title: str | None) -> Iterator[Callable[[int, int], None] | None]:
     """A bar with bytes and the time left on stderr, gone when done; without a title, none."""
     if title is None:
         yield None
@@ -186,15 +187,13 @@ def check_limits(min_pixels: int | None, max_pixels: int | None) -> None:
 
 def check_load(dtype: str, device: str, quantize: str | None = None) -> None:
     """ValueError unless weights can be loaded as `dtype`, `device` is of a kind that we run on, and `quantize` is a
-    word that we know and runs there."""
+    word that we know."""
     known = ("auto", "float32", "bfloat16", "float16")
     if dtype not in known:
         raise ValueError(f"--dtype {dtype} is not known: expected one of {', '.join(known)}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"--device {device} is not known: expected auto, cpu, cuda or cuda:0")
     check_quantize(quantize)
-    if quantize is not None and device.startswith("cuda"):
-        raise ValueError(f"--quantize {quantize} runs on the CPU only, for now: leave --device {device} out")
 
 
 def check_memory(memory: str | None) -> None:
@@ -207,5 +206,5 @@ def check_memory(memory: str | None) -> None:
 
 def check_quantize(quantize: str | None) -> None:
     """ValueError unless `quantize` is left out or a word that we know."""
-    if quantize not in (None, "int8", "int4"):
-        raise ValueError(f"--quantize {quantize} is not known: expected int8 or int4")
+    if quantize not in (None, "int8", "int4", "none"):
+        raise ValueError(f"--quantize {quantize} is not known: expected int8, int4 or none")

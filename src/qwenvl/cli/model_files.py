@@ -1,4 +1,5 @@
-"""A checkpoint's folder as its headers tell it: no weights are read and torch is not imported.
+"""A checkpoint's folder as its headers tell it: no weights are read, and torch is imported only for folders whose
+weights are quantized.
 
 In: a folder, or a GGUF file. Out: its configuration, its tensors' names, shapes and dtypes, and its files. Errors:
 ValueError for a folder without config.json or weights, for shards that the index lists and the folder lacks, and for
@@ -19,6 +20,7 @@ from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig, load_config
 from qwenvl.gguf_folder import pair_of, targets, unfold
 
 INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")
 MOST_HEADER = 100 * 2**20  # what the safetensors format allows
 
 
@@ -37,12 +39,14 @@ class TensorHeader:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What lies in a checkpoint's folder. files: name -> bytes."""
+    """What lies in a checkpoint's folder. tensors: of the model, those that are quantized with the shape that they have
+    unpacked and with quant_method as their dtype. files: name -> bytes. quantization: what config.json says of it."""
 
     folder: Path
     config: Qwen2_5_VLConfig | Qwen2VLConfig
     tensors: tuple[TensorHeader, ...]
     files: dict[str, int]
+    quantization: dict[str, Any] | None = None
 
     @property
     def parameters(self) -> int:
@@ -90,7 +94,27 @@ def look(folder: Path) -> ModelFiles:
         return ModelFiles(folder, config, found, files | {p.name: p.stat().st_size for g in pair for p in g.paths})
     names = sorted(weight_files(folder, files))
     tensors = tuple(tensor for name in names for tensor in read_header(folder / name))
+    if any(tensor.dtype not in FLOATS for tensor in tensors):
+        return ModelFiles(folder, config, *_unpacked(folder, config.tie_word_embeddings, files))
     return ModelFiles(folder, config, tensors, files)
+
+
+def _unpacked(
+    folder: Path, tied: bool, files: dict[str, int]
+) -> tuple[tuple[TensorHeader, ...], dict[str, int], dict[str, Any] | None]:
+    """Tensors (a packed copy of a tied head left out), files and settings of a folder with quantized weights."""
+    from qwenvl.checkpoint.formats import stored_tensors
+    from qwenvl.checkpoint.published import settings_of
+    from qwenvl.checkpoint.stored import KINDS
+    from qwenvl.config import read_config
+
+    settings = settings_of(folder, read_config(folder))
+    method = str((settings or {}).get("quant_method"))
+    stored = [one for one in stored_tensors(folder) if not (tied and one.name == "lm_head.weight")]
+    plain = {dtype: name for name, dtype in KINDS.items()}
+    kinds = [method if one.is_packed else plain.get(one.dtype, str(one.dtype)) for one in stored]
+    headers = (TensorHeader(one.key, kind, one.shape) for one, kind in zip(stored, kinds, strict=True))
+    return tuple(headers), files, settings
 
 
 def weight_files(folder: Path, files: dict[str, int]) -> set[str]:

@@ -10,7 +10,7 @@ Made for quantized weights; any two models with one vocabulary will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,14 +43,20 @@ def divergence(model: Model, reference: Model, requests: Sequence[Request]) -> D
     ValueError when no request has an answer.
     """
     answered = [request for request in requests if request.output_ids]
-    if not answered:
-        raise ValueError(f"none of the {len(requests)} requests has an answer: run them in an engine first")
+    return divergence_from(model, answered, (answer_logits(reference, request) for request in answered))
+
+
+@torch.no_grad()
+def divergence_from(model: Model, requests: Sequence[Request], logits: Iterable[Tensor]) -> Divergence:
+    """The same with what answer_logits() gave for the reference, so that it need not be in memory any more."""
     distances, agreed = [], []
-    for request in answered:
-        found, wanted = answer_logits(model, request), answer_logits(reference, request)
+    for request, wanted in zip(requests, logits, strict=True):
+        found = answer_logits(model, request)
         log_found, log_wanted = (F.log_softmax(logits.double(), -1) for logits in (found, wanted))
         distances.append(F.kl_div(log_found, log_wanted, reduction="none", log_target=True).sum(-1))
         agreed.append(found.argmax(-1) == wanted.argmax(-1))
+    if not distances:
+        raise ValueError("none of the requests has an answer: run them in an engine first")
     distance = torch.cat(distances)
     return Divergence(
         float(distance.mean()), float(distance.max()), float(torch.cat(agreed).double().mean()), len(distance)
@@ -60,6 +66,12 @@ def divergence(model: Model, reference: Model, requests: Sequence[Request]) -> D
 def answer_logits(model: Model, request: Request) -> Tensor:
     """Logits float32 [answer tokens, vocabulary] by one plain forward over prompt and answer: row i is what the model
     expects where the answer has its token i."""
+    return model.run(answer_batch(model, request))
+
+
+def answer_batch(model: Model, request: Request) -> PackedBatch:
+    """Prompt and answer of a request in one batch, without a cache, its pictures through the tower; logits are wanted
+    of what comes before each token of the answer."""
     first, last = len(request.prompt_ids) - 1, request.num_tokens - 1
     embeds, places = [], []
     for item in request.items:
@@ -67,7 +79,7 @@ def answer_logits(model: Model, request: Request) -> Tensor:
         affine = () if item.affine is None else (item.affine,)
         embeds.append(model.encode_vision(item.patches.to(model.device), grid, *affine))
         places.append(torch.arange(item.start, item.start + item.tokens, device=model.device))
-    batch = PackedBatch(
+    return PackedBatch(
         token_ids=torch.tensor(request.token_ids(0, last), device=model.device),
         positions=request.positions_of(0, last).to(model.device),
         seq=SeqInfo.from_lengths([last]),
@@ -75,4 +87,3 @@ def answer_logits(model: Model, request: Request) -> Tensor:
         vision_index=torch.cat(places) if places else None,
         logits_index=torch.arange(first, last, device=model.device),
     )
-    return model.run(batch)

@@ -35,9 +35,8 @@ def grade(exchange: Exchange, picture: Picture | None, answer_text: str) -> dict
         error = MISSED if wanted is None or got is None else abs(wanted - got)
         return {"when": float(error <= 0.5), "error": error}
     if exchange.kind == "describe" or exchange.kind.startswith("which"):
-        told = Counter(" ".join(m) for m in _THING.findall(answer_text.lower()))
         true = Counter(t.name for t in exchange.targets)
-        return {exchange.kind: float(told == true and _says_number(exchange, answer_text))}
+        return {exchange.kind: float(things_named(answer_text) == true and _says_number(exchange, answer_text))}
     if exchange.kind == "count":
         return {"count": float(_number(answer_text) == len(exchange.targets))}
     if exchange.kind == "locate" and picture is not None:
@@ -45,6 +44,11 @@ def grade(exchange: Exchange, picture: Picture | None, answer_text: str) -> dict
     if exchange.kind == "point" and picture is not None:
         return {"point": _grade_points(exchange.targets, picture, parse_json(answer_text))}
     return {exchange.kind: float(_plain(answer_text) == _plain(exchange.answer))}
+
+
+def things_named(text: str) -> Counter[str]:
+    """How often a description names each kind of thing: "red circle", "blue star" ..."""
+    return Counter(" ".join(found) for found in _THING.findall(text.lower()))
 
 
 def told_seconds(text: str) -> float | None:

@@ -28,16 +28,17 @@ class Product:
     def fits(self) -> bool:
         """Whether native code can read it."""
         plain = [x for x in (self.weight, self.bias) if isinstance(x, Tensor)]
-        packed = isinstance(self.weight, PackedWeight) and not self.weight.data.is_cpu
-        return not packed and all(x.dtype == torch.bfloat16 and x.is_cpu and x.is_contiguous() for x in plain)
+        if isinstance(self.weight, PackedWeight) and (not self.weight.data.is_cpu or self.weight.order is not None):
+            return False
+        return all(x.dtype == torch.bfloat16 and x.is_cpu and x.is_contiguous() for x in plain)
 
     def numbers(self) -> list[int]:
         """As `weight` of csrc/layers.c lists it."""
         w, bias = self.weight, 0 if self.bias is None else self.bias.data_ptr()
         if isinstance(w, Tensor):
-            return [w.data_ptr(), 0, 0, bias, *w.shape, 0]
-        minima = 0 if w.minima is None else w.minima.data_ptr()
-        return [w.data.data_ptr(), w.scales.data_ptr(), minima, bias, w.out_features, w.in_features, w.group]
+            return [w.data_ptr(), 0, 0, bias, *w.shape, 0, 0, 0]
+        zeros, shape = 0 if w.zeros is None else w.zeros.data_ptr(), (w.out_features, w.in_features)
+        return [w.data.data_ptr(), w.scales.data_ptr(), zeros, bias, *shape, w.group, w.bits, w.exponent]
 
 
 @dataclass(frozen=True)

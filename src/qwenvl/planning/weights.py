@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl.checkpoint.formats import stored_tensors
+from qwenvl.checkpoint.load import UNPACKED
 from qwenvl.checkpoint.names import DECODER, EMBEDDING, HEAD, TOWER
 from qwenvl.checkpoint.stored import Stored
 from qwenvl.planning.memory import Config
@@ -50,18 +51,20 @@ def weights_of(folder: Path, config: Config, dtype: str = "auto", quantize: str 
 def count(stored: Sequence[Stored], config: Config, dtype: str = "auto", quantize: str | None = None) -> Weights:
     """weights_of() for tensors whose headers are read already."""
     tensors = {one.name: one for one in stored if one.name is not None}
-    if config.tie_word_embeddings:
+    if config.tie_word_embeddings and (quantize == UNPACKED or not (HEAD in tensors and tensors[HEAD].is_packed)):
         tensors.pop(HEAD, None)
-    if quantize is not None and any(one.is_packed for one in tensors.values()):
+    packed = {} if quantize == UNPACKED else {name: one for name, one in tensors.items() if one.is_packed}
+    options = None if quantize in (None, UNPACKED) else options_of(str(quantize))
+    if options is not None and packed:
         raise ValueError(f"the checkpoint is quantized already: leave quantize={quantize!r} out")
-    options = None if quantize is None else options_of(quantize)
     chosen = _dtype(tensors, config.dtype if dtype == "auto" else dtype)
     shapes = {name: one.shape for name, one in tensors.items()}
-    if config.tie_word_embeddings and EMBEDDING in shapes:
-        shapes[HEAD] = shapes[EMBEDDING]
-    sizes = _sizes(tensors, shapes, chosen, options)
+    tied = {HEAD: shapes[EMBEDDING]} if config.tie_word_embeddings and EMBEDDING in shapes else {}
+    sizes = {name: ITEMSIZE[chosen] * math.prod(shape) for name, shape in shapes.items()}
+    sizes |= {name: one.nbytes for name, one in packed.items()}
+    sizes |= _to_pack({**shapes, **tied}, options)
     embedding = tensors.get(EMBEDDING)
-    mapped = embedding is not None and str(embedding.dtype).endswith(chosen) and not embedding.is_packed
+    mapped = embedding is not None and str(embedding.dtype).endswith(chosen) and EMBEDDING not in packed
     only_lookups = mapped and not config.tie_word_embeddings
     head = sizes.get(HEAD, sizes.get(EMBEDDING, 0))
     return Weights(
@@ -70,10 +73,10 @@ def count(stored: Sequence[Stored], config: Config, dtype: str = "auto", quantiz
         touched=sum(sizes.values()) - (sizes[EMBEDDING] if only_lookups else 0),
         layers=sum(size for name, size in sizes.items() if name.startswith(f"{DECODER}layers.")),
         head=head,
-        text=_scheme(tensors, sizes, f"{DECODER}layers.", options.text if options else None),
-        tower=_scheme(tensors, sizes, f"{TOWER}blocks.", options.tower if options else None),
-        head_scheme=_scheme(tensors, sizes, "lm_head.", options.head if options else None),
-        mapped=mapped and options is None and not any(one.is_packed for one in tensors.values()),
+        text=_scheme(packed, sizes, f"{DECODER}layers.", options.text if options else None),
+        tower=_scheme(packed, sizes, f"{TOWER}blocks.", options.tower if options else None),
+        head_scheme=_scheme(packed, sizes, "lm_head.", options.head if options else None),
+        mapped=mapped and options is None and not packed,
     )
 
 
@@ -87,22 +90,15 @@ def _dtype(tensors: dict[str, Stored], wanted: str | None) -> str:
     return wanted
 
 
-def _sizes(
-    tensors: dict[str, Stored], shapes: dict[str, tuple[int, ...]], dtype: str, options: QuantizeOptions | None
-) -> dict[str, int]:
-    """Bytes of every tensor in memory, by name."""
+def _to_pack(shapes: dict[str, tuple[int, ...]], options: QuantizeOptions | None) -> dict[str, int]:
+    """Bytes of what is packed while it is loaded, by name."""
     schemes = {} if options is None else choose(shapes, options)
-    sizes = {
-        name: one.nbytes if one.is_packed else ITEMSIZE[dtype] * math.prod(one.shape) for name, one in tensors.items()
-    }
-    return sizes | {
-        f"{name}.weight": packed_bytes(shapes[f"{name}.weight"], scheme) for name, scheme in schemes.items()
-    }
+    return {f"{name}.weight": packed_bytes(shapes[f"{name}.weight"], scheme) for name, scheme in schemes.items()}
 
 
-def _scheme(tensors: dict[str, Stored], sizes: dict[str, int], beginning: str, chosen: Scheme | None) -> Scheme | None:
+def _scheme(stored: dict[str, Stored], sizes: dict[str, int], beginning: str, chosen: Scheme | None) -> Scheme | None:
     """How the linears of a part are packed: as chosen, or as the files have most of them."""
-    packed = [one for name, one in tensors.items() if name.startswith(beginning) and one.is_packed]
+    packed = [one for name, one in stored.items() if name.startswith(beginning)]
     if chosen is not None or not packed:
         return chosen
     bytes_each = sum(one.nbytes for one in packed) / sum(math.prod(one.shape) for one in packed)

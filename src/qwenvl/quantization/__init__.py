@@ -10,25 +10,31 @@ Loading packs each weight as it is read (checkpoint/load.py); quantize_model() d
     model = load_model("Qwen2.5-VL-3B-Instruct", quantize="int4")
     print(model.quantization)
 
-Knows neither files nor requests. Runs on the CPU only; a quantized model answers, it is neither trained nor saved.
+Knows neither files nor requests. The native kernel runs on the CPU; elsewhere every product unpacks its weight first. A
+quantized model answers, it is not trained.
 """
 
 from qwenvl.quantization.apply import Quantization, finish, quantize_model, weight_bytes
-from qwenvl.quantization.linear import QuantizedLinear, check_device, swap
+from qwenvl.quantization.configs import BitsAndBytesConfig, TorchAoConfig, options_of_config
+from qwenvl.quantization.linear import QuantizedLinear, check_device, pack, swap
 from qwenvl.quantization.schemes import INT4, INT8, WORDS, QuantizeOptions, Scheme, choose, options_of, packed_bytes
 
 __all__ = [
     "INT4",
     "INT8",
     "WORDS",
+    "BitsAndBytesConfig",
     "Quantization",
     "QuantizeOptions",
     "QuantizedLinear",
     "Scheme",
+    "TorchAoConfig",
     "check_device",
     "choose",
     "finish",
     "options_of",
+    "options_of_config",
+    "pack",
     "packed_bytes",
     "quantize_model",
     "swap",

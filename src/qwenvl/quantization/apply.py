@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from qwenvl.kernels.native import library, reason
-from qwenvl.quantization.linear import QuantizedLinear, check_device, swap
-from qwenvl.quantization.schemes import HEAD, TEXT, TOWER, QuantizeOptions, Scheme, choose, options_of
+from qwenvl.quantization.linear import QuantizedLinear, check_device, pack, swap
+from qwenvl.quantization.schemes import HEAD, TEXT, TOWER, QuantizeOptions, Scheme, choose, options_of, part_of
 
 if TYPE_CHECKING:
     from qwenvl.model.base import PreTrained
@@ -21,46 +22,55 @@ class Quantization:
     """What was done to a model. schemes: of every packed linear, by the name of its module in the whole model. Bytes of
     all weights: as they were in the model's dtype, and as they are; a tied head counts when it has a packed copy."""
 
-    options: QuantizeOptions
     schemes: dict[str, Scheme] = field(repr=False)
     bytes_before: int
     bytes_after: int
 
     def __str__(self) -> str:
-        """Example: text int4 group 32, tower int8 group 128, head int4 group 32: 7.5 MiB -> 3.4 MiB"""
-        parts = {part: getattr(self.options, part) for part in (TEXT, TOWER, HEAD)}
-        said = ", ".join(f"{part} {scheme or 'as it was'}" for part, scheme in parts.items())
+        """Example: text int4 group 128, tower int4 group 128, head as it was: 7.5 MiB -> 3.0 MiB"""
+        found: dict[str, Counter[str]] = {part: Counter() for part in (TEXT, TOWER, HEAD)}
+        for name, scheme in self.schemes.items():
+            found[part_of(name) or TEXT][str(scheme)] += 1
+        said = ", ".join(f"{part} {_mixture(schemes)}" for part, schemes in found.items())
         return f"{said}: {self.bytes_before / 2**20:,.1f} MiB -> {self.bytes_after / 2**20:,.1f} MiB"
 
 
-def finish(model: PreTrained, options: QuantizeOptions, schemes: dict[str, Scheme], bytes_before: int) -> None:
-    """Pack what is not packed yet (a tied head after loading, everything in a built model), turn gradients off, and
-    leave the report on the model."""
+def _mixture(schemes: Counter[str]) -> str:
+    if len(schemes) < 2:
+        return next(iter(schemes), "as it was")
+    return " and ".join(f"{scheme} ({count} linears)" for scheme, count in schemes.most_common())
+
+
+def finish(model: PreTrained, schemes: dict[str, Scheme], bytes_before: int) -> None:
+    """Pack those linears of `schemes` that are not packed yet (a tied head after loading, everything in a built model),
+    turn gradients off, and leave the report on the model."""
     for whole, scheme in schemes.items():
         name = whole.removeprefix(model.weights_prefix)
         linear = model.get_submodule(name)
         if isinstance(linear, nn.Linear):
-            quantized = swap(model, name, linear.weight.detach(), scheme, model.dtype)
+            quantized = swap(model, name, pack(linear.weight.detach(), scheme), model.dtype)
             if linear.weight is model.text.embed_tokens.weight:
                 quantized.packed_numbers = 0
     if library() is None:
         said = f"quantized weights are slower than others here, as there is no native code: {reason()}"
         warnings.warn(said, stacklevel=3)
     model.requires_grad_(False)
-    model.quantization = Quantization(options, schemes, bytes_before, weight_bytes(model))
+    packed = {name: part for name, part in model.named_modules() if isinstance(part, QuantizedLinear)}
+    done = {model.weights_prefix + name: part.scheme for name, part in packed.items()}
+    model.quantization = Quantization(done, bytes_before, weight_bytes(model))
 
 
 def quantize_model(model: PreTrained, quantize: str | QuantizeOptions) -> PreTrained:
     """Pack the linears of `model` in place, freeing each weight when it is packed, and return it.
 
-    ValueError for a model that is quantized already or is not on the CPU.
+    ValueError for a model that is quantized already or has no numbers yet (meta).
     """
     options = options_of(quantize)
     if model.quantization is not None:
         raise ValueError(f"the model is quantized already ({model.quantization}): load it again")
     check_device(model.device)
     shapes = {model.weights_prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
-    finish(model, options, choose(shapes, options), weight_bytes(model))
+    finish(model, choose(shapes, options), weight_bytes(model))
     return model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,28 +16,34 @@ _INSTEAD = "use the model loaded without quantize="
 
 
 def check_device(device: torch.device) -> None:
-    """ValueError unless quantized weights run on this device."""
+    """ValueError for a device on which nothing is computed; a warning for one without a kernel for packed weights."""
+    if device.type == "meta":
+        raise ValueError(f"quantized weights cannot be made on the device {device}: give one that computes")
     if device.type != "cpu":
-        raise ValueError(f"quantized weights run on the CPU only, for now: got device {device}; {_INSTEAD} there")
+        warnings.warn(
+            f"quantized weights save memory on {device.type}, and are slow there: every product unpacks its weight "
+            f"first; {_INSTEAD} where that fits",
+            stacklevel=3,
+        )
 
 
 class QuantizedLinear(nn.Module):
     """x [..., in_features] -> [..., out_features] in x's dtype or `out_dtype`, with a packed weight.
 
-    It takes the place of `linear`, whose bias it has and whose `weight` [out_features, in_features] it packs; that of
-    `linear` itself may be on the meta device. dtype: of the model. The packed weight is no buffer: its scales keep
-    their dtype when the model changes its own, and the kernels know where it lies. packed_numbers: how many weights
-    were packed; 0 for a copy of a weight that the model also keeps.
+    It takes the place of `linear`, whose bias it has; the weight of `linear` may be on the meta device. dtype: of the
+    model. The packed weight is no buffer: its scales keep their dtype when the model changes its own, and it moves with
+    the model. Off the CPU it is unpacked to x's dtype for each product. packed_numbers: how many weights it holds; 0
+    for a copy of a weight that the model also keeps.
     """
 
     bias: nn.Parameter | None
 
-    def __init__(self, linear: nn.Linear, weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, packed: PackedWeight, dtype: torch.dtype) -> None:
         super().__init__()
-        assert weight.shape == (linear.out_features, linear.in_features)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.scheme, self.packed = scheme, PackedWeight.pack(weight, scheme.kind, scheme.group)
-        self.packed_numbers = weight.numel()
+        assert (packed.out_features, packed.in_features) == (self.out_features, self.in_features)
+        self.scheme, self.packed = Scheme(packed.kind, packed.group), packed
+        self.packed_numbers = self.out_features * self.in_features
         self._dtype = dtype
         self.register_parameter("bias", linear.bias)
         self.train(linear.training)
@@ -60,8 +67,12 @@ class QuantizedLinear(nn.Module):
         super().register_parameter(name, param)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
-        probe = fn(torch.empty(0, dtype=self._dtype))
-        check_device(probe.device)
+        here = self.packed.data.device
+        probe = fn(torch.empty(0, dtype=self._dtype, device=here))
+        if probe.device != here:
+            if probe.device.type != "meta":
+                check_device(probe.device)
+            self.packed = self.packed.to(probe.device)
         self._dtype = probe.dtype
         return super()._apply(fn, recurse)
 
@@ -73,15 +84,20 @@ class QuantizedLinear(nn.Module):
 
     def _refuse_state(self, prefix: str) -> None:
         raise ValueError(
-            f"{prefix.removesuffix('.') or 'the layer'} is quantized to {self.scheme.kind}, and quantized weights are "
-            f"neither saved nor loaded from a state yet: {_INSTEAD} to save it, and quantize when loading"
+            f"{prefix.removesuffix('.') or 'the layer'} is quantized to {self.scheme.kind}, and packed weights are not "
+            "part of a state: save_pretrained() writes them, from_pretrained() reads them"
         )
 
 
-def swap(model: nn.Module, name: str, weight: Tensor, scheme: Scheme, dtype: torch.dtype) -> QuantizedLinear:
-    """Put a QuantizedLinear with `weight` in the place of the linear `name`, whose bias may be loaded later."""
+def swap(model: nn.Module, name: str, packed: PackedWeight, dtype: torch.dtype) -> QuantizedLinear:
+    """Put a QuantizedLinear with `packed` in the place of the linear `name`, whose bias may be loaded later."""
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear), name
-    quantized = QuantizedLinear(linear, weight, scheme, dtype)
+    quantized = QuantizedLinear(linear, packed, dtype)
     model.set_submodule(name, quantized)
     return quantized
+
+
+def pack(weight: Tensor, scheme: Scheme) -> PackedWeight:
+    """A weight [out, in] packed by a scheme."""
+    return PackedWeight.pack(weight, scheme.kind, scheme.group)

@@ -4,9 +4,9 @@ made here from the same kernels in the same order, so that the numbers are the s
 
 void qv_linear_bf16(const bf16 *x, long ldx, const bf16 *w, const bf16 *bias, void *out, long ldo, long out_is_float,
                     long M, long N, long K, int threads);
-void qv_linear_quantized(const bf16 *x, long ldx, const uint8_t *data, const uint16_t *scales, const uint16_t *minima,
+void qv_linear_quantized(const bf16 *x, long ldx, const uint8_t *data, const uint16_t *scales, const uint16_t *zeros,
                          const bf16 *bias, void *out, long ldo, long out_is_float, long M, long N, long K, long group,
-                         int threads);
+                         long bits, long exponent, int threads);
 void qv_rms_norm(const bf16 *x, const bf16 *delta, const bf16 *weight, bf16 *sum, bf16 *out, long rows, long size,
                  long x_step, long delta_step, float eps, int threads);
 void qv_silu_mul(const bf16 *gate, const bf16 *up, bf16 *out, long rows, long size, long gate_step, long up_step,
@@ -20,9 +20,9 @@ void qv_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *out, const 
 /* A weight as Python lists it. group 0: bfloat16 [N, K] in data; else packed integers. */
 typedef struct {
     const void *data;
-    const uint16_t *scales, *minima;
+    const uint16_t *scales, *zeros;
     const bf16 *bias;
-    int64_t N, K, group;
+    int64_t N, K, group, bits, exponent;
 } weight;
 
 typedef struct {
@@ -33,8 +33,8 @@ typedef struct {
 
 static void product(const weight *w, const bf16 *x, bf16 *out, long M, int threads) {
     if (w->group)
-        qv_linear_quantized(x, w->K, w->data, w->scales, w->minima, w->bias, out, w->N, 0, M, w->N, w->K, w->group,
-                            threads);
+        qv_linear_quantized(x, w->K, w->data, w->scales, w->zeros, w->bias, out, w->N, 0, M, w->N, w->K, w->group, w->bits,
+                            w->exponent, threads);
     else
         qv_linear_bf16(x, w->K, w->data, w->bias, out, w->N, 0, M, w->N, w->K, threads);
 }

@@ -3,13 +3,16 @@ a row's group, so that the integer dot product of VNNI does the work.
 
 Layout (quantized.py packs it): panels of 32 output features, K padded to whole groups. A line is 64 bytes: 16 features
 times 4 values of k. 8 bits: for every 4 k, the lines of features 0-15 and 16-31. 4 bits: the same for every 8 k, the
-first 4 in the low halves of the bytes and the last 4 in the high ones. Scales and minima: float16 [panel][group][32].
+first 4 in the low halves of the bytes and the last 4 in the high ones. Scales and zeros: float16 [panel][group][32].
 
-   8 bits: w = scale * (q - 128)     out = sum over groups of  xscale * scale * (dot(q, xq) - 128 * sum(xq))
-   4 bits: w = scale * q + minimum   out = sum over groups of  xscale * (scale * dot(q, xq) + minimum * sum(xq))
+   w = 2^exponent * scale * (q - zero)     out = sum over groups of  xscale * scale * (dot(q, xq) - zero * sum(xq))
+
+The power of two goes into xscale. Without zeros they are 128, and the difference is taken in integers.
 
 Sums within a group are exact integers and groups are added in their order: a row's result does not depend on M. */
 #include "linear.h"
+
+#include <math.h>
 
 enum {
     MANY = 128,        /* rows from which taking 4 bits apart once is cheaper than in every pass */
@@ -24,12 +27,13 @@ enum {
 typedef struct {
     const bf16 *x;
     const uint8_t *data;
-    const uint16_t *scales, *minima; /* minima: 4 bits; NULL: 8 bits */
+    const uint16_t *scales, *zeros; /* zeros NULL: 128 */
     result to;
-    long ldx, M, K, group, groups, stride, panels, take;
+    long ldx, M, K, group, groups, stride, panels, take, bits;
+    float unit;      /* 2^exponent */
     int8_t *xq;      /* [M][stride] */
     float *xscale;   /* [M][groups] */
-    int32_t *offset; /* [M][groups]: 8 bits: -128 * sum(xq), 4 bits: the float xscale * sum(xq) */
+    int32_t *offset; /* [M][groups]: -128 * sum(xq); with zeros the float -xscale * sum(xq) */
 } product;
 
 /* One group of a row of x -> integers, their scale, and their sum. */
@@ -63,8 +67,9 @@ static void round_rows(void *context, long part) {
             int32_t sum;
             round_group(c->x + m * c->ldx + k, MIN(c->group, c->K - k), c->group, c->xq + m * c->stride + k,
                         c->xscale + at, &sum);
-            if (c->minima)
-                ((float *)c->offset)[at] = c->xscale[at] * (float)sum;
+            c->xscale[at] *= c->unit;
+            if (c->zeros)
+                ((float *)c->offset)[at] = -c->xscale[at] * (float)sum;
             else
                 c->offset[at] = -128 * sum;
         }
@@ -86,10 +91,10 @@ INLINE void dots(__m512i sum[][2], const int8_t *x, long stride, __m512i first, 
 /* One panel times R rows of x from m. `bits`: how the lines lie (4: to be taken apart). `ahead`: 0 where they are
 cached. */
 INLINE void panel_rows(const product *c, const uint8_t *w, long panel, long m, long ahead, const int R, const int bits,
-                       const int has_minima) {
+                       const int has_zeros) {
     const int8_t *x = c->xq + m * c->stride;
     const uint16_t *scale = c->scales + panel * c->groups * PANEL;
-    const uint16_t *minimum = has_minima ? c->minima + panel * c->groups * PANEL : NULL;
+    const uint16_t *zero = has_zeros ? c->zeros + panel * c->groups * PANEL : NULL;
     const __m512i low = _mm512_set1_epi8(15);
     __m512 out[FEW][2];
     UNROLL for (int i = 0; i < R; i++) out[i][0] = out[i][1] = _mm512_setzero_ps();
@@ -97,7 +102,7 @@ INLINE void panel_rows(const product *c, const uint8_t *w, long panel, long m, l
         __m512i sum[FEW][2];
         UNROLL for (int i = 0; i < R; i++)
             sum[i][0] = sum[i][1] =
-                has_minima ? _mm512_setzero_si512() : _mm512_set1_epi32(c->offset[(m + i) * c->groups + g]);
+                has_zeros ? _mm512_setzero_si512() : _mm512_set1_epi32(c->offset[(m + i) * c->groups + g]);
         for (long k = 0; k < c->group; k += bits == 4 ? 8 : 4, w += 128) {
             const __m512i first = _mm512_loadu_si512(w), second = _mm512_loadu_si512(w + 64);
             _mm_prefetch((const char *)w + ahead, _MM_HINT_T1);
@@ -112,13 +117,13 @@ INLINE void panel_rows(const product *c, const uint8_t *w, long panel, long m, l
         x += c->group;
         UNROLL for (int j = 0; j < 2; j++) {
             const __m512 s = half(scale + g * PANEL + 16 * j);
-            const __m512 low_end = has_minima ? half(minimum + g * PANEL + 16 * j) : _mm512_setzero_ps();
+            const __m512 shift = has_zeros ? _mm512_mul_ps(s, half(zero + g * PANEL + 16 * j)) : s;
             UNROLL for (int i = 0; i < R; i++) {
                 const long at = (m + i) * c->groups + g;
                 const __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[i][j]), s);
                 out[i][j] = _mm512_fmadd_ps(dot, _mm512_set1_ps(c->xscale[at]), out[i][j]);
-                if (has_minima)
-                    out[i][j] = _mm512_fmadd_ps(low_end, _mm512_set1_ps(((const float *)c->offset)[at]), out[i][j]);
+                if (has_zeros)
+                    out[i][j] = _mm512_fmadd_ps(shift, _mm512_set1_ps(((const float *)c->offset)[at]), out[i][j]);
             }
         }
     }
@@ -126,24 +131,24 @@ INLINE void panel_rows(const product *c, const uint8_t *w, long panel, long m, l
         UNROLL for (int i = 0; i < R; i++) put_sums(&c->to, m + i, panel * PANEL + 16 * j, out[i][j]);
 }
 
-#define CASE(R, bits, minima) \
-    case R: panel_rows(c, w, panel, m, ahead, R, bits, minima); break;
-#define CHOOSE(bits, minima)                                                          \
-    switch (rows) {                                                                   \
-        CASE(1, bits, minima) CASE(2, bits, minima) CASE(3, bits, minima)             \
-        CASE(4, bits, minima) CASE(5, bits, minima) CASE(6, bits, minima)             \
-        CASE(7, bits, minima) CASE(8, bits, minima)                                   \
+#define CASE(R, bits, zeros) \
+    case R: panel_rows(c, w, panel, m, ahead, R, bits, zeros); break;
+#define CHOOSE(bits, zeros)                                                        \
+    switch (rows) {                                                                \
+        CASE(1, bits, zeros) CASE(2, bits, zeros) CASE(3, bits, zeros)             \
+        CASE(4, bits, zeros) CASE(5, bits, zeros) CASE(6, bits, zeros)             \
+        CASE(7, bits, zeros) CASE(8, bits, zeros)                                  \
     }
 
 static void rows_8(const product *c, const uint8_t *w, long panel, long m, long rows, long ahead) {
     CHOOSE(8, 0)
 }
-static void rows_4(const product *c, const uint8_t *w, long panel, long m, long rows, long ahead) {
-    CHOOSE(4, 1)
-}
-/* 4 bits that were taken apart. */
-static void rows_4_open(const product *c, const uint8_t *w, long panel, long m, long rows, long ahead) {
+/* 8 bits, or 4 bits that were taken apart. */
+static void rows_8_zeros(const product *c, const uint8_t *w, long panel, long m, long rows, long ahead) {
     CHOOSE(8, 1)
+}
+static void rows_4_zeros(const product *c, const uint8_t *w, long panel, long m, long rows, long ahead) {
+    CHOOSE(4, 1)
 }
 
 static void open_panel(const uint8_t *w, uint8_t *open, long bytes) {
@@ -161,32 +166,37 @@ static void open_panel(const uint8_t *w, uint8_t *open, long bytes) {
 static void product_part(void *context, long part) {
     const product *c = context;
     const long first = part * c->take, last = MIN(c->panels, first + c->take), depth = c->groups * c->group;
-    const long bytes = depth * PANEL / (c->minima ? 2 : 1);
+    const long bytes = depth * PANEL * c->bits / 8;
     const long most = c->M <= 2 * FEW ? FEW : ROWS, passes = (c->M + most - 1) / most;
-    uint8_t *open = c->minima && c->M > MANY ? scratch((size_t)((last - first) * depth * PANEL)) : NULL;
+    uint8_t *open = c->bits == 4 && c->M > MANY ? scratch((size_t)((last - first) * depth * PANEL)) : NULL;
     if (open) open_panel(c->data + first * bytes, open, (last - first) * bytes);
     for (long pass = 0, m = 0; pass < passes; pass++) {
         const long rows = (c->M - m + passes - pass - 1) / (passes - pass);
         for (long panel = first; panel < last; panel++) {
             const long ahead = pass ? 0 : AHEAD;
+            const uint8_t *w = c->data + panel * bytes;
             if (open)
-                rows_4_open(c, open + (panel - first) * depth * PANEL, panel, m, rows, 0);
-            else if (c->minima)
-                rows_4(c, c->data + panel * bytes, panel, m, rows, ahead);
+                rows_8_zeros(c, open + (panel - first) * depth * PANEL, panel, m, rows, 0);
+            else if (c->bits == 4)
+                rows_4_zeros(c, w, panel, m, rows, ahead);
+            else if (c->zeros)
+                rows_8_zeros(c, w, panel, m, rows, ahead);
             else
-                rows_8(c, c->data + panel * bytes, panel, m, rows, ahead);
+                rows_8(c, w, panel, m, rows, ahead);
         }
         m += rows;
     }
     free(open);
 }
 
-/* data, scales, minima: as above, minima NULL: 8 bits. x bf16 [M, K] with rows ldx apart; bias bf16 [N] or NULL; out
-bf16 or float32 with rows ldo apart. group: a multiple of 32. */
+/* data, scales, zeros: as above; bits 8, zeros may be NULL, or 4. x bf16 [M, K] with rows ldx apart; bias bf16 [N] or
+NULL; out bf16 or float32 with rows ldo apart. group: a multiple of 16. */
 EXPORT void qv_linear_quantized(const bf16 *x, long ldx, const uint8_t *data, const uint16_t *scales,
-                                const uint16_t *minima, const bf16 *bias, void *out, long ldo, long out_is_float,
-                                long M, long N, long K, long group, int threads) {
-    product c = {.x = x, .data = data, .scales = scales, .minima = minima, .ldx = ldx, .M = M, .K = K, .group = group};
+                                const uint16_t *zeros, const bf16 *bias, void *out, long ldo, long out_is_float,
+                                long M, long N, long K, long group, long bits, long exponent, int threads) {
+    product c = {.x = x, .data = data, .scales = scales, .zeros = zeros, .ldx = ldx, .M = M, .K = K, .group = group};
+    c.bits = bits;
+    c.unit = ldexpf(1.0f, (int)exponent);
     c.to = (result){bias, out, ldo, N, (int)out_is_float};
     c.groups = (K + group - 1) / group;
     c.stride = c.groups * group + 64;
