@@ -16,7 +16,7 @@ from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig
 
 Config = Qwen2_5_VLConfig | Qwen2VLConfig
 PAGE = 16  # tokens of a page of the cache (engine/blocks.py)
-HEAP = 1.06  # what the heap holds beside what is alive, measured at 1.00 to 1.12
+HEAP = 1.06  # what the heap holds beside what is alive, fitted to measured peaks
 FIXED = 24 * 2**20  # native code, tables and the first pages of everything, of the first answer
 PIXELS = {"image": 588, "video": 1176}  # bytes of a patch as the engine holds it: uint8, equal frames once
 

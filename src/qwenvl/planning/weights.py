@@ -24,7 +24,7 @@ class Weights:
     """Bytes of a model's weights. dtype: of activations, and of weights that are not packed. total: all of them, a tied
     head once, or twice where it has a packed copy. touched: those that answering reads; of an embedding that serves
     lookups alone, hardly anything while it stays mapped. layers, head: what a decode step reads. text, tower,
-    head_scheme: how the linears are packed, None = not. mapped: whether they are read where their file is mapped."""
+    head_scheme: how the linears are packed, None = not."""
 
     dtype: str
     total: int
@@ -34,7 +34,6 @@ class Weights:
     text: Scheme | None = None
     tower: Scheme | None = None
     head_scheme: Scheme | None = None
-    mapped: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -76,7 +75,6 @@ def count(stored: Sequence[Stored], config: Config, dtype: str = "auto", quantiz
         text=_scheme(packed, sizes, f"{DECODER}layers.", options.text if options else None),
         tower=_scheme(packed, sizes, f"{TOWER}blocks.", options.tower if options else None),
         head_scheme=_scheme(packed, sizes, "lm_head.", options.head if options else None),
-        mapped=mapped and options is None and not packed,
     )
 
 
