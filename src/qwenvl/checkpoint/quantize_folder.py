@@ -33,6 +33,7 @@ from qwenvl.checkpoint.packed import (
 )
 from qwenvl.checkpoint.stored import INDEX_NAME, CheckpointError, Stored
 from qwenvl.config import CONFIG_NAME, load_config, read_config
+from qwenvl.gguf_folder import PAIR_NAME
 from qwenvl.hub import PROCESSOR_FILES
 from qwenvl.kernels.quantized import PackedWeight
 from qwenvl.quantization import QuantizeOptions, Scheme, choose, pack
@@ -41,7 +42,8 @@ PART, MARK = ".part", ".quantizing"
 REPORT_NAME = "quantize-report.json"
 SPARE = 2**20  # bytes for what is small: config.json, headers, the tokenizer
 _COPIED = (*PROCESSOR_FILES, "LICENSE*", "NOTICE*")
-_OF_THE_WEIGHTS = (CONFIG_NAME, INDEX_NAME, REPORT_NAME, "scores.json")  # tell of the weights that they lie beside
+# They tell of the weights that they lie beside.
+_OF_THE_WEIGHTS = (CONFIG_NAME, INDEX_NAME, PAIR_NAME, REPORT_NAME, "scores.json")
 
 
 @dataclass(frozen=True)
