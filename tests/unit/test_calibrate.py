@@ -131,6 +131,13 @@ def test_nothing_to_calibrate_with() -> None:
         next(packed_layers(tiny_model(), [], {"lm_head": INT4}))
 
 
+def test_groups_that_do_not_fill_a_piece_are_refused() -> None:
+    model, batches = tiny_model(), [batch(20, 0, 10)]
+    schemes = {"model.language_model.layers.0.mlp.down_proj": Scheme("int4", 96)}
+    with pytest.raises(ValueError, match="groups of 96 cannot be calibrated: expected a divisor of 2048"):
+        next(packed_layers(model, batches, schemes))
+
+
 def test_what_is_not_packed_is_left() -> None:
     model = tiny_model().to(torch.bfloat16)
     name = "model.language_model.layers.1.mlp.up_proj"

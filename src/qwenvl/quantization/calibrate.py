@@ -91,7 +91,7 @@ def compensate(weight: Tensor, moments: Moments, scheme: Scheme) -> PackedWeight
 
 
 def _spans(width: int) -> list[int]:
-    """SPAN and what is left; SPAN is a multiple of every group there is, up to 1024."""
+    """SPAN and what is left."""
     return [min(SPAN, width - at) for at in range(0, width, SPAN)]
 
 
@@ -158,10 +158,15 @@ def packed_layers(
 
     batches: samples, prompts with their answers, without a cache and with their vision embeddings; the more rows they
     have, the better the moments. Each layer sees what the packed layers before it give. The model is changed while this
-    runs: its layers are packed one after the other. on_layer(layers done, all). ValueError without samples.
+    runs: its layers are packed one after the other. on_layer(layers done, all). ValueError without samples, and for
+    groups that SPAN does not divide into.
     """
     if not batches:
         raise ValueError("there is nothing to calibrate with: give at least one sample")
+    if odd := sorted({scheme.group for scheme in schemes.values() if SPAN % scheme.group}):
+        raise ValueError(
+            f"groups of {odd[0]} cannot be calibrated: expected a divisor of {SPAN}, such as 32 or 64"
+        )
     samples, text = [_sample(model, batch) for batch in batches], model.text
     prefix = next(name for name, part in model.named_modules() if part is text)
     for index, layer in enumerate(text.layers):
