@@ -244,7 +244,9 @@ def test_every_speed_is_measured(word: str | None) -> None:
     for field in fields(found):
         value = getattr(found, field.name)
         assert value >= 0
-        assert field.name.endswith("_call") or 1e-13 < value < 1e-1, field.name
+        differs = field.name.endswith("_call") or field.name == "decode_layer"  # of two times, so noise can make it 0
+        assert differs or value > 1e-13, field.name
+        assert value < 1e-1, field.name
 
 
 def large(tmp_path: Path) -> Path:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qwenvl.checkpoint import CheckpointError, load_model
+from qwenvl.planning.weights import weights_of
 from qwenvl.quantization import QuantizedLinear
 from unit import packers
 from unit.packers import Layout, is_text_linear, layouts, save_published
@@ -141,3 +142,14 @@ def test_a_method_that_is_not_known_is_named(tmp_path: Path) -> None:
     save_published(source("qwen2_vl"), tmp_path, other)
     with pytest.raises(CheckpointError, match="quantized by 'hqq'"):
         load_model(tmp_path)
+
+
+def test_float16_checkpoints_are_computed_in_bfloat16_on_the_cpu(tmp_path: Path) -> None:
+    """As official AWQ files say float16, in which a CPU takes a hundred times as long."""
+    save_published(source("qwen2_5_vl"), tmp_path, LAYOUTS["awq"], dtype=torch.float16)
+    model = load_model(tmp_path)
+    assert (model.dtype, model.config.dtype) == (torch.bfloat16, "bfloat16")
+    assert weights_of(tmp_path, model.config).dtype == "bfloat16"
+    assert load_model(tmp_path, device={"": "cpu"}).dtype == torch.bfloat16
+    assert load_model(tmp_path, dtype="float16").dtype == torch.float16
+    assert load_model(tmp_path, quantize="none").dtype == torch.float16

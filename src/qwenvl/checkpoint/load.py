@@ -10,7 +10,7 @@ dropped before the next is read. So peak memory is the weights and little more.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from qwenvl.checkpoint.fill import LoadOptions, fill
 from qwenvl.checkpoint.formats import stored_tensors
 from qwenvl.checkpoint.generation_config import GENERATION_NAME, GenerationConfig
 from qwenvl.checkpoint.names import HEAD
-from qwenvl.checkpoint.placement import DeviceMap
+from qwenvl.checkpoint.placement import DISK, SPREADING, DeviceMap
 from qwenvl.checkpoint.published import mlp_width
 from qwenvl.checkpoint.stored import CheckpointError, Plain, Stored, some
 from qwenvl.config import (
@@ -62,8 +62,8 @@ def load_model(
 ) -> Model:
     """The model in `folder`, in eval mode on `device`, with every weight loaded.
 
-    dtype: "auto" or None takes that of config.json, or of the files where it says none; else "float32", "bfloat16",
-    "float16" or the torch.dtype. on_progress(bytes done, bytes in all) is called after every tensor.
+    dtype: "auto" or None takes that of config.json, or of the files where it says none (auto_dtype); else "float32",
+    "bfloat16", "float16" or the torch.dtype. on_progress(bytes done, bytes in all) is called after every tensor.
     quantize: "int8", "int4", the scheme of every part, or "none" to unpack weights that are packed in the files.
     Activations stay in `dtype`. device: also what from_pretrained takes as a device_map.
     Raises ValueError for a wrong argument or config.json, CheckpointError for files that do not fit it.
@@ -103,7 +103,10 @@ def load_folder(
             f"{folder} is quantized already: leave quantize={options.quantize!r} out, or give {UNPACKED!r} to unpack it"
         )
     keep = set() if options.quantize == UNPACKED else packed
-    dtype = _dtype(options.dtype, config.dtype, stored)
+    if options.dtype in (None, "auto"):
+        dtype = auto_dtype(config.dtype, stored, bool(keep) and _on_cpu(options.device_map))
+    else:
+        dtype = dtype_named(cast(str, options.dtype))
     model = _built(kind, _widened(config, stored), dtype, options)
     slots = {prefix + name: slot for name, slot in model.state_dict(keep_vars=True).items()}
     schemes = {} if wishes is None else choose({name: slot.shape for name, slot in slots.items()}, wishes)
@@ -159,13 +162,23 @@ def dtype_named(given: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _dtype(given: str | torch.dtype | None, configured: str | None, stored: list[Stored]) -> torch.dtype:
-    if given not in (None, "auto"):
-        return dtype_named(cast(str, given))
-    if configured:
-        return DTYPES[configured]
+def auto_dtype(configured: str | None, stored: Sequence[Stored], packed_on_cpu: bool) -> torch.dtype:
+    """What "auto" means: the dtype of config.json, else the most frequent of the files. For packed weights on the CPU
+    bfloat16 in place of float16, which AWQ and GPTQ checkpoints say: the kernels take it, and nothing there computes
+    float16 at a bearable speed."""
     kinds = Counter(one.dtype for one in stored)
-    return next(iter(kinds.most_common(1)), (torch.float32, 0))[0]
+    frequent = next(iter(kinds.most_common(1)), (torch.float32, 0))[0]
+    chosen = DTYPES[configured] if configured else frequent
+    return torch.bfloat16 if packed_on_cpu and chosen == torch.float16 else chosen
+
+
+def _on_cpu(device_map: DeviceMap) -> bool:
+    """Whether a device_map means the CPU (and its disk) alone on this machine."""
+    if isinstance(device_map, Mapping):
+        return all(str(place) in ("cpu", DISK) for place in device_map.values())
+    if device_map in SPREADING:
+        return not torch.accelerator.is_available()
+    return device_map is None or str(device_map) == "cpu"
 
 
 def _match(folder: Path, shapes: dict[str, tuple[int, ...]], stored: list[Stored]) -> dict[str, Stored]:

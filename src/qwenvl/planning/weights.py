@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwenvl.checkpoint.formats import stored_tensors
-from qwenvl.checkpoint.load import UNPACKED
+from qwenvl.checkpoint.load import UNPACKED, auto_dtype
 from qwenvl.checkpoint.names import DECODER, EMBEDDING, HEAD, TOWER
 from qwenvl.checkpoint.stored import Stored
 from qwenvl.planning.memory import Config
@@ -56,7 +55,8 @@ def count(stored: Sequence[Stored], config: Config, dtype: str = "auto", quantiz
     options = None if quantize in (None, UNPACKED) else options_of(str(quantize))
     if options is not None and packed:
         raise ValueError(f"the checkpoint is quantized already: leave quantize={quantize!r} out")
-    chosen = _dtype(tensors, config.dtype if dtype == "auto" else dtype)
+    auto = auto_dtype(config.dtype, stored, bool(packed)) if dtype == "auto" else dtype
+    chosen = _named(str(auto).removeprefix("torch."))
     shapes = {name: one.shape for name, one in tensors.items()}
     tied = {HEAD: shapes[EMBEDDING]} if config.tie_word_embeddings and EMBEDDING in shapes else {}
     sizes = {name: ITEMSIZE[chosen] * math.prod(shape) for name, shape in shapes.items()}
@@ -78,11 +78,8 @@ def count(stored: Sequence[Stored], config: Config, dtype: str = "auto", quantiz
     )
 
 
-def _dtype(tensors: dict[str, Stored], wanted: str | None) -> str:
-    """The name of the dtype: the one wanted, else the most frequent of the files."""
-    if wanted is None:
-        counts = Counter(str(one.dtype).removeprefix("torch.") for one in tensors.values())
-        wanted = next((name for name, _ in counts.most_common() if name in ITEMSIZE), "float32")
+def _named(wanted: str) -> str:
+    """The name of a dtype. ValueError for one that is not known."""
     if wanted not in ITEMSIZE:
         raise ValueError(f"dtype={wanted!r} is not known: expected auto or one of {', '.join(ITEMSIZE)}")
     return wanted

@@ -164,9 +164,7 @@ def packed_layers(
     if not batches:
         raise ValueError("there is nothing to calibrate with: give at least one sample")
     if odd := sorted({scheme.group for scheme in schemes.values() if SPAN % scheme.group}):
-        raise ValueError(
-            f"groups of {odd[0]} cannot be calibrated: expected a divisor of {SPAN}, such as 32 or 64"
-        )
+        raise ValueError(f"groups of {odd[0]} cannot be calibrated: expected a divisor of {SPAN}, such as 32 or 64")
     samples, text = [_sample(model, batch) for batch in batches], model.text
     prefix = next(name for name, part in model.named_modules() if part is text)
     for index, layer in enumerate(text.layers):
