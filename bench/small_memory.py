@@ -22,8 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from qwenvl.machine import parse_bytes
+
 MOUNT = Path("/sys/fs/cgroup")
-UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 KILLED = -9
 
 
@@ -136,11 +137,10 @@ def _phase(begun: float, faults: tuple[int, int]) -> dict[str, Any]:
 
 def parsed(size: str) -> int:
     """Bytes of "4GiB", "4GB", "500 MB"."""
-    digits = size.rstrip("BbIiKkMmGg ")
-    unit = size[len(digits) :].strip().upper() or "B"
-    if unit not in UNITS:
-        raise argparse.ArgumentTypeError(f"{size!r} is no size: expected one such as 4GiB or 500MB")
-    return int(float(digits) * UNITS[unit])
+    try:
+        return parse_bytes(size, "--limit")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main() -> None:

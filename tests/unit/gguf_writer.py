@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+FAMILIES = ("qwen2_5_vl", "qwen2_vl")
+
 # name: (number in the file, weights of a block, bytes of a block, where its float16 numbers are)
 KINDS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
     "F32": (0, 1, 4, ()), "F16": (1, 1, 2, ()), "BF16": (30, 1, 2, ()),

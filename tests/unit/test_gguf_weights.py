@@ -7,13 +7,12 @@ import os
 import shutil
 import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gguf_writer import KINDS, Written, convert, encode, random_blocks, save_checkpoint, write_gguf
+from gguf_writer import FAMILIES, KINDS, Written, convert, encode, random_blocks, write_gguf
 from safetensors.torch import load_file
 
 from qwenvl.checkpoint import CheckpointError, load_model, save_model
@@ -24,23 +23,11 @@ from qwenvl.gguf_folder import read_gguf, unfold
 from qwenvl.gguf_folder.names import Piece, Target
 from qwenvl.hub import demo_folder
 
-FAMILIES = ("qwen2_5_vl", "qwen2_vl")
 QUANTIZED = [kind for kind in KINDS if kind not in ("F32", "F16", "BF16", "Q8_1")]
 EXACT = ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("QWENVL_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sources")
-    return {family: save_checkpoint(folder / family, checkpoint, family) for family in FAMILIES}
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def stored(folder: Path, *tensors: Written, key: str = "model.layers.0.mlp.up_proj.weight") -> GgufWeight:

@@ -107,7 +107,7 @@ def test_every_source_is_saved(tmp_path: Path) -> None:
     from qwenvl.quantization import finish, swap
 
     swap(model, "model.language_model.layers.0.mlp.down_proj", weight, model.dtype)
-    finish(model, {}, 1)
+    finish(model, 1)
     model.save_pretrained(tmp_path)
     same(model, load_model(tmp_path))
     assert part.in_features == 80

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
+
+from qwenvl.planning.calibration import timed
 
 SIDE = 2048
 BYTES = 2**29  # well beyond any cache
@@ -37,16 +37,6 @@ class Limits:
         (a, b), x = self._pair, self._long
         readers: list[Callable[[], Any]] = [x.sum, x.max, lambda: torch.dot(x, x)]
         return {
-            "gflops": 2 * SIDE**3 / _seconds(lambda: a @ b) / 1e9,
-            "gbs": BYTES / min(_seconds(reader) for reader in readers) / 1e9,
+            "gflops": 2 * SIDE**3 / timed(lambda: a @ b, ROUNDS) / 1e9,
+            "gbs": BYTES / min(timed(reader, ROUNDS) for reader in readers) / 1e9,
         }
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    run()
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)

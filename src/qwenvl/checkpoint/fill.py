@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,10 @@ def fill(
     stored = {name.removeprefix(prefix): one for name, one in wanted.items()}
     to_pack = {f"{name.removeprefix(prefix)}.weight": scheme for name, scheme in schemes.items()}
     keep = {name.removeprefix(prefix) for name in packed}
-    keeper = _keeper(model, stored, to_pack, keep, dtype, options)
-    trains = {name: slot.requires_grad for name, slot in model.state_dict(keep_vars=True).items()}
+    slots = model.state_dict(keep_vars=True)
+    sizes = {name: stored[name].nbytes for name in keep}
+    sizes |= {name: packed_bytes(slots[name].shape, scheme) for name, scheme in to_pack.items()}
+    keeper = _keeper(model, stored, sizes, to_pack, dtype, options)
     total, done = sum(one.nbytes for one in stored.values()), 0
     for name, one in sorted(stored.items(), key=lambda item: item[1].path):
         if name in to_pack:
@@ -68,7 +70,7 @@ def fill(
         else:
             module, _, leaf = name.rpartition(".")
             value = keeper.tensor(name, one, dtype)
-            setattr(model.get_submodule(module), leaf, nn.Parameter(value, trains[name]))
+            setattr(model.get_submodule(module), leaf, nn.Parameter(value, slots[name].requires_grad))
         done += one.nbytes
         if on_progress is not None:
             on_progress(done, total)
@@ -77,7 +79,7 @@ def fill(
         _put(model, HEAD, dtype, keeper.packed(HEAD, pack(model.text.embed_tokens.weight.detach(), to_pack[HEAD])))
     if to_pack or keep:
         numbers = sum(torch.Size(one.shape).numel() for name, one in stored.items() if name != HEAD or not _tied(model))
-        finish(model, {}, numbers * dtype.itemsize)
+        finish(model, numbers * dtype.itemsize)
     assert not any(slot.is_meta for slot in (*model.parameters(), *model.buffers())), "a weight was left out"
     dispatch(model, keeper.placement)
 
@@ -85,17 +87,15 @@ def fill(
 def _keeper(
     model: PreTrained,
     stored: Mapping[str, Stored],
-    to_pack: Mapping[str, Scheme],
-    keep: Set[str],
+    sizes: Mapping[str, int],
+    to_pack: Collection[str],
     dtype: torch.dtype,
     options: LoadOptions,
 ) -> Keeper:
-    """Where everything goes. ValueError for places, dtypes and devices that do not go together."""
-    shapes = {name: slot.shape for name, slot in model.state_dict(keep_vars=True).items()}
-    sizes = {name: stored[name].nbytes for name in keep}
-    sizes |= {name: packed_bytes(shapes[name], scheme) for name, scheme in to_pack.items()}
-    mapped = {name for name in stored.keys() - keep if name not in to_pack and fits(stored[name], dtype)}
-    mapped |= {name for name in keep if stored[name].is_mapped}
+    """Where everything goes. sizes: bytes of the weights that are packed in the end; to_pack: those that are packed on
+    the way. ValueError for places, dtypes and devices that do not go together."""
+    ready = stored.keys() - set(to_pack)
+    mapped = {name for name in ready if (stored[name].is_mapped if name in sizes else fits(stored[name], dtype))}
     placement = plan_placement(model, options.device_map, options.max_memory, sizes, dtype, mapped)
     if options.attn_implementation == "flash_attention_2":
         require_flash(dtype, placement.main)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from qwenvl.demo.evaluate import BATCH, TASKS, AskMany, held_out, media_of
+from qwenvl.demo.evaluate import AskMany, fresh_answers
 from qwenvl.demo.grading import iou, numbers, parse_json, things_named, told_seconds
 
 LEAST_IOU = 0.9  # of boxes that say the same,
@@ -85,24 +85,10 @@ def answers(
     ask_many: (pictures or videos, question) pairs -> answers in their order. The same arguments ask the same.
     ValueError for an unknown task or pictures < 1.
     """
-    chosen = list(TASKS) if tasks is None else list(tasks)
-    unknown = [name for name in chosen if name not in TASKS]
-    if unknown:
-        raise ValueError(f"task {unknown[0]!r} is not known: expected one of {', '.join(TASKS)}")
-    if pictures < 1:
-        raise ValueError(f"pictures={pictures}: expected at least 1")
-    told: list[Answered] = []
-    for name in chosen:
-        for first in range(0, pictures, BATCH):
-            asked = [held_out(name, seed, i) for i in range(first, min(first + BATCH, pictures))]
-            texts = ask_many([(media_of(scene), exchange.question) for scene, exchange in asked])
-            told += [
-                Answered(name, exchange.kind, exchange.question, answer.text)
-                for (_, exchange), answer in zip(asked, texts, strict=True)
-            ]
-            if progress:
-                progress(len(asked))
-    return told
+    return [
+        Answered(told.task, told.exchange.kind, told.exchange.question, told.text)
+        for told in fresh_answers(ask_many, pictures, seed, tasks, progress)
+    ]
 
 
 def compare(first: Sequence[Answered], second: Sequence[Answered]) -> list[Agreement]:

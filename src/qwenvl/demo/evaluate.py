@@ -6,7 +6,7 @@ scene and one question for ever, so that every mistake can be looked at again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -160,29 +160,56 @@ def evaluate(
     ask_many: (pictures or videos, question) pairs -> answers in their order. progress: told how many more are answered.
     ValueError for an unknown task or pictures < 1.
     """
+    report, graded = Report(), dict[str, list[tuple[Exchange, dict[str, float]]]]()
+    for told in fresh_answers(ask_many, pictures, seed, tasks, progress):
+        scene, exchange = told.scene, told.exchange
+        scores = grade(exchange, scene if isinstance(scene, Picture) else None, told.text)
+        graded.setdefault(told.task, []).append((exchange, scores))
+        if min(scores.get(name, 1.0) for name in ("recall", "precision", exchange.kind)) < 1:
+            place = (seed, list(TASKS).index(told.task), told.index)
+            report.mistakes.append(Mistake(told.task, place, exchange.question, exchange.answer, told.text))
+    for name, rows in graded.items():
+        report.rows += _rows(name, rows)
+    return report
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model answered to the held-out question number `index` of a task."""
+
+    task: str
+    index: int
+    scene: Scene
+    exchange: Exchange
+    text: str
+
+
+def fresh_answers(
+    ask_many: AskMany,
+    pictures: int,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Told]:
+    """Ask `pictures` held-out questions of every task (None: of all), BATCH at a time; the answers in their order.
+
+    progress: told how many more are answered. ValueError for an unknown task or pictures < 1.
+    """
     chosen = list(TASKS) if tasks is None else list(tasks)
     unknown = [name for name in chosen if name not in TASKS]
     if unknown:
         raise ValueError(f"task {unknown[0]!r} is not known: expected one of {', '.join(TASKS)}")
     if pictures < 1:
         raise ValueError(f"pictures={pictures}: expected at least 1")
-    report = Report()
     for name in chosen:
-        graded: list[tuple[Exchange, dict[str, float]]] = []
         for first in range(0, pictures, BATCH):
             indices = range(first, min(first + BATCH, pictures))
             asked = [held_out(name, seed, i) for i in indices]
-            answers = ask_many([(media_of(scene), e.question) for scene, e in asked])
+            answers = ask_many([(media_of(scene), exchange.question) for scene, exchange in asked])
             for i, (scene, exchange), answer in zip(indices, asked, answers, strict=True):
-                scores = grade(exchange, scene if isinstance(scene, Picture) else None, answer.text)
-                graded.append((exchange, scores))
-                if min(scores.get(name, 1.0) for name in ("recall", "precision", exchange.kind)) < 1:
-                    place = (seed, list(TASKS).index(name), i)
-                    report.mistakes.append(Mistake(name, place, exchange.question, exchange.answer, answer.text))
+                yield Told(name, i, scene, exchange, answer.text)
             if progress:
                 progress(len(indices))
-        report.rows += _rows(name, graded)
-    return report
 
 
 def _rows(name: str, graded: list[tuple[Exchange, dict[str, float]]]) -> list[Row]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import cast
+from collections import Counter
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from qwenvl.config import Qwen2_5_VLConfig
 from qwenvl.doctor.case import Case
 from qwenvl.doctor.finding import Notes, Outcome, Unavailable
+from qwenvl.quantization.schemes import TEXT, part_of
+
+if TYPE_CHECKING:
+    from qwenvl.doctor.case import Model
 
 PROMPT, NEW = 512, 17
 LARGE = 300_000_000  # parameters from which on the machine's limits, not calls, take the time
@@ -34,7 +39,7 @@ def shares(case: Case) -> Outcome:
     work = Work(cast(Qwen2_5_VLConfig, model.config))  # of the text part, which both families share
     size = {torch.float32: 2.0, torch.float64: 4.0}.get(model.dtype, 1.0)  # bytes in units of those counted
     prefill = work.prefill(tokens) / limits["gflops"] / 1e9 / first
-    decode = work.step([tokens], case.quantize or "bf16") * size / limits["gbs"] / 1e9 / step
+    decode = work.step([tokens], _weights(model)) * size / limits["gbs"] / 1e9 / step
     large = model.num_parameters() >= LARGE
     if large and decode < SLOW:
         why = reason() or "another program may be using the cores"
@@ -45,6 +50,13 @@ def shares(case: Case) -> Outcome:
         f"{tokens} tokens in {first * 1e3:,.0f} ms ({prefill:.0%} of {limits['gflops']:,.0f} GFLOP/s), then "
         f"{step * 1e3:.2f} ms a token ({decode:.0%} of {limits['gbs']:.0f} GB/s), {torch.get_num_threads()} threads"
     )
+
+
+def _weights(model: Model) -> str:
+    """What most linears of the text layers are, in the words of Work."""
+    schemes = {} if model.quantization is None else model.quantization.schemes
+    kinds = Counter(scheme.kind for name, scheme in schemes.items() if part_of(name) == TEXT)
+    return next((kind for kind, _ in kinds.most_common(1)), "bf16")
 
 
 def _best(case: Case, tokens: int) -> tuple[float, float]:

@@ -41,16 +41,8 @@ def _mixture(schemes: Counter[str]) -> str:
     return " and ".join(f"{scheme} ({count} linears)" for scheme, count in schemes.most_common())
 
 
-def finish(model: PreTrained, schemes: dict[str, Scheme], bytes_before: int) -> None:
-    """Pack those linears of `schemes` that are not packed yet (a tied head after loading, everything in a built model),
-    turn gradients off, and leave the report on the model."""
-    for whole, scheme in schemes.items():
-        name = whole.removeprefix(model.weights_prefix)
-        linear = model.get_submodule(name)
-        if isinstance(linear, nn.Linear):
-            quantized = swap(model, name, pack(linear.weight.detach(), scheme), model.dtype)
-            if linear.weight is model.text.embed_tokens.weight:
-                quantized.packed_numbers = 0
+def finish(model: PreTrained, bytes_before: int) -> None:
+    """What a model with packed linears still needs: gradients off, and the report of what was done."""
     if library() is None:
         said = f"quantized weights are slower than others here, as there is no native code: {reason()}"
         warnings.warn(said, stacklevel=3)
@@ -70,7 +62,15 @@ def quantize_model(model: PreTrained, quantize: str | QuantizeOptions) -> PreTra
         raise ValueError(f"the model is quantized already ({model.quantization}): load it again")
     check_device(model.device)
     shapes = {model.weights_prefix + name: tensor.shape for name, tensor in model.state_dict().items()}
-    finish(model, choose(shapes, options), weight_bytes(model))
+    bytes_before = weight_bytes(model)
+    for whole, scheme in choose(shapes, options).items():
+        name = whole.removeprefix(model.weights_prefix)
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear), name
+        quantized = swap(model, name, pack(linear.weight.detach(), scheme), model.dtype)
+        if linear.weight is model.text.embed_tokens.weight:
+            quantized.packed_numbers = 0
+    finish(model, bytes_before)
     return model
 
 
