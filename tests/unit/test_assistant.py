@@ -11,8 +11,10 @@ from scripted import ASK, IMAGE, ByteTokenizer, ScriptedModel, script
 
 from qwenvl.engine import Engine
 from qwenvl.processing import BatchFeature
-from qwenvl.tasks import Assistant, Box
-from qwenvl.types import ImageSize, SamplingParams
+from qwenvl.tasks import Answer, Assistant, Box
+from qwenvl.tasks.answer import token_offsets
+from qwenvl.tasks.ask import question_messages
+from qwenvl.types import Completion, ImageSize, SamplingParams
 
 BOXES = '[{"bbox_2d": [14, 14, 28, 28], "label": "dot"}]'
 
@@ -91,3 +93,31 @@ def test_what_cannot_be_answered_raises(assistant: Assistant) -> None:
         assistant.ask([], "Hi")
     with pytest.raises(ValueError, match="capacity"):
         list(assistant.stream([], "Hi"))
+
+
+def test_a_reply_is_the_answer_to_the_same_conversation(assistant: Assistant) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+    ]
+    assert assistant.reply(messages).text == "Hi" == assistant.ask([], "Hi", system="Be brief.").text
+    stream = assistant.stream_reply(messages)
+    assert "".join(stream) == "Hi" == stream.answer.text
+
+
+def test_limits_of_a_question_are_those_of_its_pictures() -> None:
+    picture, clip = Image.new("RGB", (40, 40)), [Image.new("RGB", (40, 40))] * 2
+    (message,) = question_messages([picture, clip], "Which?", None, 784, None)
+    assert [part.get("min_pixels") for part in message["content"]] == [784, None, None]
+    assert not any("max_pixels" in part for part in message["content"])
+
+
+def test_every_token_knows_what_it_wrote() -> None:
+    text = "a\N{EURO SIGN}b"
+    assert token_offsets(ByteTokenizer(), list(text.encode())) == [(0, 1), (1, 2), (1, 2), (1, 2), (2, 3)]
+    assert token_offsets(ByteTokenizer(), list(text.encode())[:3]) == [(0, 1), (1, 2), (1, 2)]  # cut inside a character
+    assert token_offsets(ByteTokenizer(), [300, 97]) == [(0, 5), (5, 6)]  # control tokens count
+    answer = Answer(Completion([300, 97], "a"), tokenizer=ByteTokenizer())
+    assert (answer.text, answer.raw, answer.offsets) == ("a", "<300>a", [(0, 5), (5, 6)])
+    with pytest.raises(ValueError, match="tokenizer"):
+        _ = Answer(Completion([97], "a")).offsets

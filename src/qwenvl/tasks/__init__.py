@@ -7,7 +7,8 @@ a model once and asks it often.
 
 from __future__ import annotations
 
-from qwenvl.tasks.ask import Answer, AnswerStream, Assistant
+from qwenvl.tasks.answer import Answer, AnswerStream
+from qwenvl.tasks.ask import Assistant
 from qwenvl.tasks.draw import draw_boxes
 from qwenvl.tasks.grounding import Box, Point, locate, parse_boxes, places_to_dicts
 

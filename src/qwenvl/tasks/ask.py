@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwenvl.tasks.grounding import Box, Point, parse_boxes, places_to_dicts
-from qwenvl.types import Completion, ImageSize, SamplingParams
+from qwenvl.tasks.answer import Answer, AnswerStream, Seen, answer_about
+from qwenvl.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from qwenvl.engine import Engine, Request
+    from qwenvl.engine.detokenizer import Decoder
     from qwenvl.media import Video
     from qwenvl.model.qwen_vl import Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
     from qwenvl.processing import Qwen2_5_VLProcessor, Qwen2VLProcessor
@@ -36,85 +36,8 @@ if TYPE_CHECKING:
     Processor = Qwen2_5_VLProcessor | Qwen2VLProcessor
     Frame = Image | str | Path | bytes
     Media = Frame | Video | Sequence[Frame]
-
-
-@dataclass
-class Answer:
-    """An answer and what it is about. sizes: of the pictures, in order; video_sizes and video_times (seconds
-    of the frames) of the videos.
-
-    seconds: from the question to the last token; first_token_seconds: to the first one. Loading is not counted.
-    """
-
-    completion: Completion
-    sizes: list[ImageSize] = field(default_factory=list)
-    video_sizes: list[ImageSize] = field(default_factory=list)
-    video_times: list[tuple[float, ...]] = field(default_factory=list)
-    seconds: float = 0.0
-    first_token_seconds: float = 0.0
-
-    @property
-    def text(self) -> str:
-        return self.completion.text
-
-    def places(self, picture: int = 0) -> list[Box | Point]:
-        """Boxes and points of the text, in original pixels of the picture of this index."""
-        return parse_boxes(self.text, self.sizes[picture])
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON. "places" is there when there is one picture, so that it is clear which one they lie in."""
-        report: dict[str, Any] = {
-            "answer": self.text,
-            "finish_reason": self.completion.finish_reason,
-            "prompt_tokens": self.completion.prompt_tokens,
-            "answer_tokens": len(self.completion.token_ids),
-            "seconds": round(self.seconds, 3),
-            "first_token_seconds": round(self.first_token_seconds, 3),
-            "sizes": [_size(s) for s in self.sizes],
-        }
-        if self.video_sizes:
-            times = zip(self.video_sizes, self.video_times, strict=True)
-            report["videos"] = [{**_size(s), "seconds": [round(t, 3) for t in moments]} for s, moments in times]
-        if len(self.sizes) == 1:
-            report["places"] = places_to_dicts(self.places())
-        return report
-
-
-def _size(size: ImageSize) -> dict[str, Any]:
-    return {"width": size.width, "height": size.height, "resized": [size.resized_width, size.resized_height]}
-
-
-@dataclass(frozen=True)
-class Seen:
-    """Sizes and times of what a question is about, as in Answer."""
-
-    sizes: list[ImageSize]
-    video_sizes: list[ImageSize]
-    video_times: list[tuple[float, ...]]
-
-
-class AnswerStream:
-    """Pieces of text as they are written; `answer` is there once they have all been read."""
-
-    def __init__(self, pieces: Iterator[str], request: Request, seen: Seen, started: float) -> None:
-        self._pieces, self._request, self._seen, self._started = pieces, request, seen, started
-        self._first: float | None = None
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            if self._first is None:
-                self._first = time.perf_counter() - self._started
-            yield piece
-        self._seconds = time.perf_counter() - self._started
-
-    @property
-    def answer(self) -> Answer:
-        """The whole answer. ValueError while pieces are left to read."""
-        return _answer(self._request.completion(), self._seen, self._seconds, self._first or self._seconds)
-
-
-def _answer(completion: Completion, seen: Seen, seconds: float, first: float) -> Answer:
-    return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first)
+    Messages = list[dict[str, Any]]
+    Tools = list[dict[str, Any]] | None
 
 
 def _engine(
@@ -143,13 +66,13 @@ class _Job:
             raise
         return self._made[0]
 
-    def answer(self, completion: Completion, seconds: float) -> Answer:
+    def answer(self, completion: Completion, seconds: float, tokenizer: Decoder) -> Answer:
         """Raises what preparing or computing raised."""
         error = self._error or (self._made[0].exception if self._made else None)
         if error is not None:
             raise error
         assert self._made is not None
-        return _answer(completion, self._made[1], seconds, seconds)
+        return answer_about(self._made[1], completion, seconds, seconds, tokenizer)
 
 
 class Assistant:
@@ -205,14 +128,18 @@ class Assistant:
         sampling: SamplingParams | None = None,
         *,
         system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> Answer:
         """The answer to a question about pictures and videos (any number, also none); greedy unless `sampling` says
         otherwise.
 
         media: pictures as `load_image` takes them, and videos: paths and addresses that end like one, lists of frames,
-        what `read_video` returns. Raises ValueError for what cannot be asked, such as a prompt that is too long.
+        what `read_video` returns. min_pixels, max_pixels: area limits of this question's pictures in place of the
+        checkpoint's. Raises ValueError for what cannot be asked, such as a prompt that is too long.
         """
-        return self.ask_many([(media, question)], sampling, system=system)[0]
+        messages = question_messages(media, question, system, min_pixels, max_pixels)
+        return self.reply_many([messages], sampling)[0]
 
     def ask_many(
         self,
@@ -220,15 +147,14 @@ class Assistant:
         sampling: SamplingParams | None = None,
         *,
         system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> list[Answer]:
         """Answers to (media, question) pairs, computed together and given in their order; each is as if asked
         alone. Pictures are fetched, decoded and resized while others are computed. Their `seconds` are those of the
         whole call."""
-        started = time.perf_counter()
-        jobs = [_Job(partial(self.prepare, media, text, sampling, system=system)) for media, text in questions]
-        completions = self.engine.run([job() for job in jobs] if len(jobs) == 1 else jobs)
-        seconds = time.perf_counter() - started
-        return [job.answer(completion, seconds) for job, completion in zip(jobs, completions, strict=True)]
+        limits = (min_pixels, max_pixels)
+        return self.reply_many([question_messages(m, text, system, *limits) for m, text in questions], sampling)
 
     def stream(
         self,
@@ -237,11 +163,39 @@ class Assistant:
         sampling: SamplingParams | None = None,
         *,
         system: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
     ) -> AnswerStream:
         """As `ask`, piece by piece: iterate over it, then read its `answer`."""
+        return self.stream_reply(question_messages(media, question, system, min_pixels, max_pixels), sampling)
+
+    def reply(self, messages: Messages, sampling: SamplingParams | None = None, *, tools: Tools = None) -> Answer:
+        """The next message of a conversation.
+
+        messages: as the documents write them, {"role", "content"} with text, image and video items and their options;
+        a growing conversation that is given again is computed from where it grew. tools: function schemas, written
+        into the prompt. Raises ValueError for what cannot be asked.
+        """
+        return self.reply_many([messages], sampling, tools=tools)[0]
+
+    def reply_many(
+        self, conversations: Sequence[Messages], sampling: SamplingParams | None = None, *, tools: Tools = None
+    ) -> list[Answer]:
+        """The next messages of several conversations, computed together as in `ask_many`."""
         started = time.perf_counter()
-        request, seen = self.prepare(media, question, sampling, system=system)
-        return AnswerStream(self._pieces(request), request, seen, started)
+        jobs = [_Job(partial(self.prepare_reply, messages, sampling, tools=tools)) for messages in conversations]
+        completions = self.engine.run([job() for job in jobs] if len(jobs) == 1 else jobs)
+        seconds = time.perf_counter() - started
+        tokenizer = self.processor.tokenizer
+        return [job.answer(completion, seconds, tokenizer) for job, completion in zip(jobs, completions, strict=True)]
+
+    def stream_reply(
+        self, messages: Messages, sampling: SamplingParams | None = None, *, tools: Tools = None
+    ) -> AnswerStream:
+        """As `reply`, piece by piece: iterate over it, then read its `answer`."""
+        started = time.perf_counter()
+        request, seen = self.prepare_reply(messages, sampling, tools=tools)
+        return AnswerStream(self._pieces(request), request, seen, started, self.processor.tokenizer)
 
     def _pieces(self, request: Request) -> Iterator[str]:
         for event in self.engine.stream(request):
@@ -251,32 +205,51 @@ class Assistant:
             raise request.exception
 
     def prepare(
-        self,
-        media: Sequence[Media],
-        question: str,
-        sampling: SamplingParams | None = None,
-        *,
-        system: str | None = None,
+        self, media: Sequence[Media], question: str, sampling: SamplingParams | None = None, *, system: str | None = None
     ) -> tuple[Request, Seen]:
         """The engine's request for a question, and what it is about."""
+        return self.prepare_reply(question_messages(media, question, system), sampling)
+
+    def prepare_reply(
+        self, messages: Messages, sampling: SamplingParams | None = None, *, tools: Tools = None
+    ) -> tuple[Request, Seen]:
+        """The engine's request for the next message of a conversation, and what it is about."""
         import torch
 
         from qwenvl.engine import Request
-        from qwenvl.media.kinds import is_video
 
-        if not question.strip():
-            raise ValueError("the question is empty: write one")
-        content: list[dict[str, Any]] = []
-        for item in media:
-            kind = "video" if is_video(item) else "image"
-            content.append({"type": kind, kind: str(item) if isinstance(item, Path) else item})
-        content.append({"type": "text", "text": question})
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            pixel_dtype=torch.uint8,
+            pixel_dtype=torch.uint8, tools=tools,
         )  # fmt: skip
         seen = Seen(inputs.image_sizes, inputs.video_sizes, inputs.video_times)
         return Request.from_inputs(inputs, self.model.config, sampling), seen
+
+
+def question_messages(
+    media: Sequence[Media],
+    question: str,
+    system: str | None = None,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> list[dict[str, Any]]:
+    """The conversation that asks a question about pictures and videos. ValueError where the question is empty.
+
+    Pictures carry the area limits; with none given, the processor's hold.
+    """
+    from qwenvl.media.kinds import is_video
+
+    if not question.strip():
+        raise ValueError("the question is empty: write one")
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    given = {name: value for name, value in limits.items() if value is not None}
+    content: list[dict[str, Any]] = []
+    for item in media:
+        kind = "video" if is_video(item) else "image"
+        source = str(item) if isinstance(item, Path) else item
+        content.append({"type": kind, kind: source, **(given if kind == "image" else {})})
+    content.append({"type": "text", "text": question})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
