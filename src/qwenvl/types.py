@@ -6,6 +6,8 @@ P patches, V vision tokens (P / 4), H heads, D head size or model width.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Affine = tuple[tuple[float, ...], tuple[float, ...]]  # (scale, shift) of uint8 pixels, by channel
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "loop", "abort", "error"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,68 @@ class PackedBatch:
 
 
 @dataclass(frozen=True)
+class LoopRule:
+    """When an answer that ends in exact copies of one piece is a loop (engine/loops.py has the rule, and what it leaves
+    alone): at least `tokens` tokens of them, or `copies` copies where these are shorter; and `rows` copies where the
+    piece is as dull as an empty row of a table.
+
+    The defaults suit a page of 2048 picture tokens, the most that is used for documents: three tokens of text for each
+    of them, more equal cells than a row has, and more equal rows than it has lines.
+    """
+
+    tokens: int = 6144
+    copies: int = 512
+    rows: int = 120
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("tokens", self.tokens, 64), ("copies", self.copies, 8), ("rows", self.rows, 8)):
+            if value < least:
+                raise ValueError(f"LoopRule {name}={value} is not valid: expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What an answer may be; the engine lets no token come that leaves it (engine/grammar.py).
+
+    kind: "json_schema" (source: a JSON Schema, as text), "json" (any JSON object; no source), "regex" (Rust's syntax)
+    or "lark" (llguidance's dialect). JSON is written on one line, with ", " and ": ", and in the schema's order.
+    In a schema, an array with "format": "bbox_2d" is a box [x1, y1, x2, y2] in the picture as the model sees it,
+    0 <= x1 < x2 <= width, 0 <= y1 < y2 <= height, and one with "point_2d" a point [x, y] in it. "picture": which
+    picture or video of the prompt, counted from 0 (from -1 at the end); not needed where all are of one size.
+    before, after: text around the JSON, in which added tokens (<tool_call>) count as such. thought: any text may come
+    first.
+    """
+
+    kind: Literal["json_schema", "json", "regex", "lark"]
+    source: str = ""
+    before: str = ""
+    after: str = ""
+    thought: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("json_schema", "json", "regex", "lark"):
+            raise ValueError(f"grammar kind {self.kind!r} is not known: expected json_schema, json, regex or lark")
+        if (self.kind == "json") == bool(self.source):
+            wanted = "no source" if self.source else "a source"
+            raise ValueError(f"a grammar of kind {self.kind!r} needs {wanted}")
+        if self.kind in ("regex", "lark") and (self.before or self.after or self.thought):
+            raise ValueError(f"before, after and thought are for JSON: write them into the {self.kind} grammar")
+        if self.thought and not self.before:
+            raise ValueError("thought=True needs before: the text that ends the thought")
+
+    @classmethod
+    def json_schema(
+        cls, schema: Mapping[str, Any], *, before: str = "", after: str = "", thought: bool = False
+    ) -> Grammar:
+        """The JSON that a schema allows. ValueError for what is no JSON."""
+        try:
+            source = json.dumps(schema, ensure_ascii=False)
+        except TypeError as error:
+            raise ValueError(f"the schema is no JSON: {error}") from None
+        return cls("json_schema", source, before, after, thought)
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How tokens are chosen. temperature 0 = greedy. top_k 0, top_p 1, min_p 0 and typical_p 1 = off.
 
@@ -126,6 +190,8 @@ class SamplingParams:
     come twice in prompt and answer. bad_words: token sequences that are not written. suppress_tokens: ids that are
     not drawn; begin_suppress_tokens: not as the first one. min_new_tokens: no end before so many. forced_eos: one of
     these is the last of max_new_tokens. stop: strings that end the answer and are cut from it.
+    stop_loops: end an answer that repeats itself without end (finish_reason "loop"), by this rule; None = never.
+    grammar: what the answer may be. It decides first, so that everything else chooses among what it allows.
     logprobs, keep_scores, keep_logits: what is kept beside the tokens (the last two are a row of the vocabulary each).
     """
 
@@ -149,6 +215,8 @@ class SamplingParams:
     forced_eos: tuple[int, ...] = ()
     keep_scores: bool = False
     keep_logits: bool = False
+    stop_loops: LoopRule | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, Any, bool, str]] = [
@@ -162,6 +230,7 @@ class SamplingParams:
             ("no_repeat_ngram_size", self.no_repeat_ngram_size, self.no_repeat_ngram_size >= 0, "0 (off) or more"),
             ("min_new_tokens", self.min_new_tokens, self.min_new_tokens >= 0, "0 (off) or more"),
             ("bad_words", self.bad_words, all(self.bad_words), "sequences of at least one token id"),
+            ("forced_eos", self.forced_eos, not (self.forced_eos and self.grammar), "none beside a grammar"),
         ]
         for name, value, good, wanted in checks:
             if not good:
@@ -170,7 +239,11 @@ class SamplingParams:
 
 @dataclass
 class Completion:
-    """The answer to one request: ids without the stop token, text, why it ended, and token log-probabilities."""
+    """The answer to one request: ids without the stop token, text, why it ended, and token log-probabilities.
+
+    An answer that ended as a "loop" holds what came before it and one copy of what was repeated. closed: of an answer
+    under a grammar that was cut off, the text with the shortest end found that makes it whole; None otherwise.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -178,3 +251,4 @@ class Completion:
     logprobs: list[float] | None = None
     prompt_tokens: int = 0
     error: str | None = None
+    closed: str | None = None

@@ -22,8 +22,9 @@ from .blocks import PAGE, PagePool
 from .detokenizer import Decoder, TextStream
 from .end_ids import default_eos_ids, vision_ids
 from .events import EngineStats, StreamEvent, described
+from .grammar import Grammars
 from .intake import Intake
-from .lookup import Lookup
+from .lookup import Drafts
 from .request import Request, RequestState
 from .runner import Model, Runner
 from .sampler import Drawn, Sampler
@@ -32,7 +33,6 @@ from .vision_cache import VisionCache, tower_fingerprint
 
 MAX_RUNNING = 32
 AHEAD = 4  # waiting requests whose pictures are encoded before it is their turn
-DRAFT_ROWS = 16  # tokens of answers and drafts in one step: as long as reading the weights is what takes the time
 KEEP_BYTES = 2**30  # the cache rather grows to this size than forgets a prefix
 
 
@@ -84,7 +84,9 @@ class Engine:
         self._tokenizer, self._skip_special = tokenizer, skip_special_tokens
         self._eos = frozenset(default_eos_ids(model) if eos_token_ids is None else eos_token_ids)
         self._context = int(config.text_config.context_length)
-        self._capacity, self._vision_budget, self._draft_tokens = capacity, vision_budget, draft_tokens
+        self._capacity, self._vision_budget, self._drafts = capacity, vision_budget, Drafts(draft_tokens)
+        self._grammars = Grammars(tokenizer, config.text_config.vocab_size, self._eos)
+        self._patch = getattr(config.vision_config, "patch_size", 14)
         folder = None if vision_folder is None else Path(vision_folder)
         fingerprint = "" if folder is None else tower_fingerprint(model)
         if graphs is None:  # not for a model on several devices
@@ -106,10 +108,9 @@ class Engine:
         self._workers, self._preparing = workers, dict[str, None]()
         self._live: dict[str, Request] = {}
         self._texts: dict[str, TextStream] = {}
-        self._lookups: dict[str, Lookup] = {}
         self._followed: dict[str, deque[StreamEvent]] = {}
         self._events: list[StreamEvent] = []
-        self._arrivals = self._drafted = self._accepted = self._rows = 0
+        self._arrivals = 0
 
     def add(self, request: Request) -> str:
         """Queue a request; returns its id (given here when it has none).
@@ -122,12 +123,13 @@ class Engine:
         request.id = self._new_id(request.id)
         if request.params.stop and self._tokenizer is None:
             raise ValueError(f"stop={request.params.stop!r} needs text: give the engine a tokenizer")
+        request.guide = self._grammars.guide(request, self._patch)
         if self._tokenizer is not None:
             self._texts[request.id] = TextStream(self._tokenizer, request.params.stop, self._skip_special)
-        if self._draft_tokens and request.has_ids:
-            self._lookups[request.id] = Lookup(request.prompt_ids, request.lookup_sources)
+        self._drafts.start(request)
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
-        request.sampling = self._sampler.start(request.known_ids, request.params, request.hooks.process)
+        process, guide = request.hooks.process, request.guide
+        request.sampling = self._sampler.start(request.known_ids, request.params, process, guide)
         self._live[request.id] = request
         limits = [n for n in (self._capacity, self._pool.most_tokens) if n is not None]
         length, room = len(request.prompt_ids), min(limits, default=None)
@@ -187,7 +189,7 @@ class Engine:
         return EngineStats(
             len(self._preparing), len(scheduler.waiting), len(scheduler.running), scheduler.preemptions,
             pool.tokens, pool.used * PAGE, pool.counts.asked, pool.counts.found,
-            vision.hits, vision.misses, vision.nbytes, self._drafted, self._accepted,
+            vision.hits, vision.misses, vision.nbytes, self._drafts.drafted, self._drafts.accepted,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -300,22 +302,14 @@ class Engine:
     def _schedule(self) -> list[Chunk]:
         """The scheduler's chunks; a request that can never be held fails."""
         while True:
-            self._rows = len(self._scheduler.running)
+            self._drafts.begin(len(self._scheduler.running))
             try:
-                return self._scheduler.schedule(self._runner.vision.ready, self._draft if self._lookups else None)
+                return self._scheduler.schedule(self._runner.vision.ready, self._drafts.draft)
             except MemoryError as error:
                 request = getattr(error, "request", None)
                 if request is None:
                     raise
                 self._fail(request, error)
-
-    def _draft(self, request: Request) -> tuple[int, ...]:
-        """Guesses for a request, as long as the step is small enough for them to cost little."""
-        lookup = self._lookups.get(request.id)
-        room = min(self._draft_tokens, DRAFT_ROWS - self._rows, request.limit - len(request.output_ids) - 1)
-        guess = lookup.draft(room) if lookup is not None else ()
-        self._rows += len(guess)
-        return guess
 
     def _advance(self, chunks: list[Chunk]) -> None:
         """Run chunks and draw tokens. When the model raises, each is run alone, so that only the one at fault
@@ -366,11 +360,7 @@ class Engine:
         for request, _, draft in wanted:
             if not request.finished:
                 self._scheduler.publish(request)
-                if request.id in self._lookups:
-                    new = request.output_ids[before[request.id] :]
-                    self._lookups[request.id].learn(len(draft), len(new) - 1 if draft else 0, new)
-            self._drafted += len(draft)
-            self._accepted += len(request.output_ids) - before[request.id] - 1 if draft else 0
+            self._drafts.learn(request, draft, request.output_ids[before[request.id] :])
 
     def _take(self, request: Request, drawn: Drawn) -> None:
         """Append a drawn token to its request, and tell."""
@@ -397,11 +387,7 @@ class Engine:
         elif request.id in self._texts:
             text, stopped = self._texts[request.id].push(drawn.token)
             reason = "stop" if stopped else None
-        stop = request.hooks.stop
-        if reason is None and stop is not None and stop(request.output_ids, request.output_scores):
-            reason = "stop"
-        if reason is None and len(request.output_ids) >= request.limit:
-            reason = "length"
+        reason = reason or request.ended()
         if reason is not None:
             self._finish(request, reason, text, drawn)
             return
@@ -419,12 +405,14 @@ class Engine:
         if stream is not None:
             text += stream.flush()
         request.text += text
+        if reason == "loop" and self._tokenizer is not None:
+            request.text = self._tokenizer.decode(request.kept_ids, skip_special_tokens=self._skip_special)
         request.finish_reason = reason
         if reason != "error" and request.state is RequestState.RUNNING:
             self._scheduler.publish(request)
         self._scheduler.remove(request)
         self._runner.vision.release(request.id)
-        self._lookups.pop(request.id, None)
+        self._drafts.forget(request)
         del self._live[request.id]
         request.sampling = None
         token, logprob = (None, None) if drawn is None else (drawn.token, drawn.logprob)

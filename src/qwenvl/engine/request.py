@@ -19,11 +19,13 @@ from qwenvl.model.kv_cache import PageTable
 from qwenvl.model.rope import mrope_positions
 from qwenvl.types import Affine, Completion, FinishReason, SamplingParams
 
+from .loops import LoopGuard
 from .vision_cache import content_hash
 
 if TYPE_CHECKING:
     from qwenvl.config import Qwen2_5_VLConfig, Qwen2VLConfig
 
+    from .grammar import Guide
     from .sampler import SamplerState
 
 
@@ -73,8 +75,10 @@ class Request:
     (slot: its slot, in a beam search); page_keys: what they are found by (prefix.py), of which the first `published`
     can be found. found: tokens that did not have to be computed. queued: the step it began to wait in. limit: how
     many tokens may be generated (max_new_tokens, or what the cache leaves). output_ids: everything generated, a stop
-    token included; completion() leaves that one out. prompt_embeds: [L, D] in place of the embeddings of prompt_ids,
-    pictures excepted; has_ids: False where prompt_ids only hold the places of such embeddings.
+    token and the copies of a loop included; completion() leaves these out. guard: against loops, where asked for.
+    guide: where the answer is in its grammar, once an engine has the request.
+    prompt_embeds: [L, D] in place of the embeddings of prompt_ids, pictures excepted; has_ids: False where prompt_ids
+    only hold the places of such embeddings.
     lookup_sources: token sequences beside the prompt that the answer may repeat (the page before, a schema).
     """
 
@@ -110,6 +114,12 @@ class Request:
     error: str | None = field(default=None, init=False)
     exception: Exception | None = field(default=None, init=False)
     sampling: SamplerState | None = field(default=None, init=False)
+    guard: LoopGuard | None = field(default=None, init=False)
+    guide: Guide | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.params.stop_loops is not None:
+            self.guard = LoopGuard(self.params.stop_loops)
 
     @classmethod
     def from_inputs(
@@ -224,19 +234,39 @@ class Request:
         answer = torch.arange(max(start, length), stop) + self.delta
         return torch.cat((self.positions[:, start:length], answer.expand(3, -1)), dim=1)
 
+    def ended(self) -> FinishReason | None:
+        """Why the answer ends with the token just drawn, which is no end by itself; None while it goes on. Called once
+        for each such token."""
+        stop = self.hooks.stop
+        if stop is not None and stop(self.output_ids, self.output_scores):
+            return "stop"
+        if self.guide is not None and self.guide.complete:
+            return "stop"
+        if self.guard is not None and self.guard.push(self.output_ids[-1]):
+            return "loop"
+        return "length" if len(self.output_ids) >= self.limit else None
+
+    @property
+    def kept_ids(self) -> list[int]:
+        """The ids of the answer: without a stop token, and without all but the first copy of what went in a loop."""
+        loop = None if self.guard is None else self.guard.loop
+        return self.output_ids[: len(self.output_ids) - self.stopped_by_token if loop is None else loop.kept]
+
     def completion(self) -> Completion:
         """The answer of a finished request. A stop string is cut from text; token_ids end with the token that
         completed it. Log-probabilities belong to token_ids one by one."""
         if self.finish_reason is None:
             raise ValueError(f"request {self.id!r} is {self.state.value}, not finished: step the engine until it is")
-        kept = len(self.output_ids) - self.stopped_by_token
+        kept = self.kept_ids
+        cut = self.guide is not None and self.finish_reason in ("length", "loop")
         return Completion(
-            token_ids=self.output_ids[:kept],
+            token_ids=kept,
             text=self.text,
             finish_reason=self.finish_reason,
-            logprobs=self.output_logprobs[:kept] if self.params.logprobs else None,
+            logprobs=self.output_logprobs[: len(kept)] if self.params.logprobs else None,
             prompt_tokens=len(self.prompt_ids),
             error=self.error,
+            closed=self.guide.close(kept) if cut and self.guide is not None else None,
         )
 
 

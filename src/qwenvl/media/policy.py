@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-Kind: TypeAlias = Literal["picture", "video"]
+Kind: TypeAlias = Literal["picture", "video", "document"]
 SHOWN = 160  # characters of an address in a message
 OUTSIDE = tuple(
     ipaddress.ip_network(block)
@@ -90,11 +90,11 @@ class MediaPolicy:
         return cls(**(strict | changes))
 
     def bytes_of(self, kind: Kind) -> int:
-        """The most bytes of a picture or a video."""
+        """The most bytes of a picture, or of a video or document."""
         return self.max_bytes if kind == "picture" else self.max_video_bytes
 
     def seconds_of(self, kind: Kind) -> float:
-        """The longest download of a picture or a video."""
+        """The longest download of a picture, or of a video or document."""
         return self.timeout if kind == "picture" else self.video_timeout
 
 

@@ -173,8 +173,9 @@ class Assistant:
         """The next message of a conversation.
 
         messages: as the documents write them, {"role", "content"} with text, image and video items and their options;
-        a growing conversation that is given again is computed from where it grew. tools: function schemas, written
-        into the prompt. Raises ValueError for what cannot be asked.
+        a growing conversation that is given again is computed from where it grew. One that ends with an assistant's
+        message is gone on with, and the answer is what follows. tools: function schemas, written into the prompt.
+        Raises ValueError for what cannot be asked.
         """
         return self.reply_many([messages], sampling, tools=tools)[0]
 
@@ -205,7 +206,12 @@ class Assistant:
             raise request.exception
 
     def prepare(
-        self, media: Sequence[Media], question: str, sampling: SamplingParams | None = None, *, system: str | None = None
+        self,
+        media: Sequence[Media],
+        question: str,
+        sampling: SamplingParams | None = None,
+        *,
+        system: str | None = None,
     ) -> tuple[Request, Seen]:
         """The engine's request for a question, and what it is about."""
         return self.prepare_reply(question_messages(media, question, system), sampling)
@@ -218,9 +224,10 @@ class Assistant:
 
         from qwenvl.engine import Request
 
+        begun = bool(messages) and messages[-1].get("role") == "assistant"
         inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
-            pixel_dtype=torch.uint8, tools=tools,
+            messages, add_generation_prompt=not begun, continue_final_message=begun, tokenize=True, return_dict=True,
+            return_tensors="pt", pixel_dtype=torch.uint8, tools=tools,
         )  # fmt: skip
         seen = Seen(inputs.image_sizes, inputs.video_sizes, inputs.video_times)
         return Request.from_inputs(inputs, self.model.config, sampling), seen
