@@ -16,8 +16,8 @@ test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench cookbooks
+	$(BIN)/ruff format --check src tests bench cookbooks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

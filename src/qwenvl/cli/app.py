@@ -8,15 +8,21 @@ from typing import Annotated
 
 import typer
 
+from qwenvl.cli.act import act
 from qwenvl.cli.ask import ask
 from qwenvl.cli.bench import bench
+from qwenvl.cli.chat import chat
 from qwenvl.cli.demo import demo
 from qwenvl.cli.doctor import doctor
 from qwenvl.cli.eval import evaluate
+from qwenvl.cli.events import events
+from qwenvl.cli.extract import extract
 from qwenvl.cli.info import info
 from qwenvl.cli.locate import locate
+from qwenvl.cli.parse import parse
 from qwenvl.cli.plan import plan
 from qwenvl.cli.quantize import quantize
+from qwenvl.cli.read import read
 from qwenvl.cli.train import train
 
 app = typer.Typer(
@@ -29,7 +35,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("ask")(ask)
+app.command("chat")(chat)
 app.command("locate")(locate)
+app.command("read")(read)
+app.command("parse")(parse)
+app.command("extract")(extract)
+app.command("events")(events)
+app.command("act")(act)
 app.command("info")(info)
 app.command("plan")(plan)
 app.command("quantize")(quantize)

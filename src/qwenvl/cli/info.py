@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qwenvl.cli.inputs import JsonOption, QuantizeOption, check_quantize, find_model
-from qwenvl.cli.model_files import FLOATS, ModelFiles
+
+if TYPE_CHECKING:
+    from qwenvl.cli.model_files import ModelFiles
 
 
 def info(
@@ -19,6 +21,8 @@ def info(
 ) -> None:
     """Show configuration, parameters, vocabulary, dtype, limits and files of a checkpoint. With --quantize, also the
     bytes of its weights before and after."""
+    from qwenvl.cli.model_files import FLOATS
+
     check_quantize(quantize)
     found = find_model(model)
     report = describe(found)

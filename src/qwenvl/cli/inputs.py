@@ -50,7 +50,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 SMALL = 50_000_000
 
 _SCHEME = re.compile(r"^(https?://|file:|data:)", re.IGNORECASE)
-_PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 
 
 def split_question(arguments: list[str], stdin_has_text: bool) -> tuple[list[str], str]:
@@ -71,9 +70,9 @@ def split_question(arguments: list[str], stdin_has_text: bool) -> tuple[list[str
 
 
 def is_media(argument: str) -> bool:
-    """Whether an argument names a picture or video and is no question: an address, a file, or a word that ends like
-    one."""
-    from qwenvl.media.kinds import VIDEO_ENDINGS
+    """Whether an argument names a picture, video or PDF and is no question: an address, a file, or a word that ends
+    like one."""
+    from qwenvl.media.kinds import kind_of
 
     if _SCHEME.match(argument):
         return True
@@ -82,7 +81,7 @@ def is_media(argument: str) -> bool:
             return True
     except (OSError, ValueError):  # too long or not a possible name, so no file
         return False
-    return not re.search(r"\s", argument) and argument.lower().endswith(_PICTURE_ENDINGS + VIDEO_ENDINGS)
+    return not re.search(r"\s", argument) and kind_of(argument) is not None
 
 
 def open_pictures(sources: list[str], min_pixels: int | None, max_pixels: int | None) -> list[Image]:
