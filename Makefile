@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.core
 	$(BIN)/qwenvl demo --out out
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.chromium
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev $(VENV)/.chromium
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
@@ -31,6 +31,13 @@ bench: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache
+
+# Debian's Chromium for the browser's tests, where it may be installed; without it they are skipped.
+$(VENV)/.chromium: | $(BIN)/python
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    chromium fonts-dejavu-core >/dev/null; } || echo "no Chromium: its tests are skipped"; fi
+	@touch $@
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -8,18 +8,36 @@ a model once and asks it often.
 from __future__ import annotations
 
 from qwenvl.tasks.answer import Answer, AnswerStream
+from qwenvl.tasks.answers import parse_boxes
 from qwenvl.tasks.ask import Assistant
+from qwenvl.tasks.calls import CallStream, ToolCall, parse_calls
 from qwenvl.tasks.draw import draw_boxes
-from qwenvl.tasks.grounding import Box, Point, locate, parse_boxes, places_to_dicts
+from qwenvl.tasks.events.answers import parse_events
+from qwenvl.tasks.events.event import Event
+from qwenvl.tasks.exports import to_coco, to_detections, to_yolo
+from qwenvl.tasks.grounding import locate, places_of
+from qwenvl.tasks.places import Box, Point, places_to_dicts
+from qwenvl.tasks.reading import read_text, spot_text
 
 __all__ = [
     "Answer",
     "AnswerStream",
     "Assistant",
     "Box",
+    "CallStream",
+    "Event",
     "Point",
+    "ToolCall",
     "draw_boxes",
     "locate",
     "parse_boxes",
+    "parse_calls",
+    "parse_events",
+    "places_of",
     "places_to_dicts",
+    "read_text",
+    "spot_text",
+    "to_coco",
+    "to_detections",
+    "to_yolo",
 ]
