@@ -14,9 +14,9 @@
 # %%
 from contextlib import closing
 
+from by_hand import Call, calls
 from form import serve_form
 from qwenvl.tasks.agents import Agent, BrowserDevice, Device, Proposal, SimulatedDevice, replay, sample_form
-from scripted import Call, calls
 from setting import start, title
 
 here = start(

@@ -11,10 +11,10 @@
 # drawn here, to show everything behind the answer at work.
 
 # %%
+from by_hand import Asked
 from drawing import report
 from qwenvl.tasks.documents import to_markdown
 from qwenvl.tasks.parsing import ParseSettings, open_pages, parse, write_files
-from scripted import Asked
 from setting import start, title
 
 here = start("document-parsing", "Pages in, Markdown, JSON, HTML and searchable PDF out.")

@@ -13,8 +13,8 @@
 # %%
 from contextlib import closing
 
+from by_hand import Call, calls
 from qwenvl.tasks.agents import AdbDevice, Agent, Button, Device, Field, Scene, SimulatedDevice, mobile_use, replay
-from scripted import Call, calls
 from setting import start, title
 
 here = start("mobile-agent", "An agent on a phone.", adb='A phone\'s serial number, or "any".', task="What to do.")

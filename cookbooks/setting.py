@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from by_hand import Asked, Scripted
 from qwenvl import Assistant
-from scripted import Asked, Scripted
 
 
 @dataclass

@@ -9,11 +9,14 @@ never the answer: a token is taken from it only if it is the one that would have
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from qwenvl.kernels.native import library
+
+if TYPE_CHECKING:
+    from .request import Request
 
 DRAFT_TOKENS = 8
 LONGEST, SHORTEST = 4, 2  # tokens that have to agree; a single one where it stood only once
@@ -21,6 +24,7 @@ SMOOTHING = 0.2  # weight of the newest draft in the share that was right
 WORTH = 0.15  # least share that pays
 PAUSE = 8  # tokens without a draft after the first disappointment; doubled with each that follows
 LONGEST_PAUSE = 256
+DRAFT_ROWS = 16  # tokens of answers and drafts in one step: as long as reading the weights is what takes the time
 
 
 def default_draft(model: Any) -> int:
@@ -89,3 +93,54 @@ class Lookup:
             self._right = 2 * WORTH  # the next try is a short one
         elif accepted == drafted:
             self._pause = PAUSE
+
+
+class Drafts:
+    """The guesses for all requests of an engine. most: tokens of one; 0 = none.
+
+    What a grammar forces is computed ahead in the same way, though it is no guess; a guess goes as far as the grammar
+    allows it. drafted, accepted: tokens in all."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._rows = most, 0
+        self._forced: set[str] = set()  # requests whose draft of this step is what the grammar forces
+        self._lookups: dict[str, Lookup] = {}
+        self.drafted = self.accepted = 0
+
+    def start(self, request: Request) -> None:
+        """A new request."""
+        if self._most and request.has_ids:
+            self._lookups[request.id] = Lookup(request.prompt_ids, request.lookup_sources)
+
+    def begin(self, rows: int) -> None:
+        """A new step, which has as many rows without drafts."""
+        self._rows = rows
+        self._forced.clear()
+
+    def draft(self, request: Request) -> tuple[int, ...]:
+        """Tokens that may follow, as long as the step is small enough for them to cost little."""
+        if not self._most:
+            return ()
+        room = min(DRAFT_ROWS - self._rows, request.limit - len(request.output_ids) - 1)
+        lookup, guide = self._lookups.get(request.id), request.guide
+        guess = () if guide is None else guide.forced(room)
+        if guess:
+            self._forced.add(request.id)
+        elif lookup is not None:
+            guess = lookup.draft(min(self._most, room))
+            guess = guess if guide is None else guide.agree(guess)
+        self._rows += len(guess)
+        return guess
+
+    def learn(self, request: Request, draft: tuple[int, ...], new: Sequence[int]) -> None:
+        """What was really drawn, the first token without a guess."""
+        right = len(new) - 1 if draft else 0
+        self.drafted, self.accepted = self.drafted + len(draft), self.accepted + right
+        lookup = self._lookups.get(request.id)
+        if lookup is not None:
+            guessed = request.id not in self._forced
+            lookup.learn(len(draft) * guessed, right * guessed, new)
+
+    def forget(self, request: Request) -> None:
+        """A request that is done."""
+        self._lookups.pop(request.id, None)

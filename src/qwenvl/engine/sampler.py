@@ -1,8 +1,8 @@
 """Logits -> tokens, each request by its own parameters and its own random numbers.
 
-For a row: vision tokens banned -> what logits.py says of its parameters -> draw. One uniform number a token comes from
-the request's own generator, and rows are computed in groups of equal width, so that a seeded answer does not depend on
-which other requests share the batch.
+For a row: vision tokens banned -> what its grammar forbids banned -> what logits.py says of its parameters -> draw. One
+uniform number a token comes from the request's own generator, and rows are computed in groups of equal width, so that a
+seeded answer does not depend on which other requests share the batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qwenvl.types import SamplingParams
 
+from .grammar import Guide
 from .logits import banned_next, column, forced_next, full_width, penalise, restrict, restricts, warp
 
 Process = Callable[[list[int], Tensor], Tensor]
@@ -27,6 +28,7 @@ class SamplerState:
     generator: on the CPU, so that a seed means the same on every device; None for greedy requests.
     seen: bool [vocabulary], tokens of prompt and answer; None without a repetition penalty.
     prompt, answer: the ids so far. process: the caller's own (answer ids, scores [vocabulary]) -> scores.
+    guide: where the answer is in its grammar.
     """
 
     params: SamplingParams
@@ -35,6 +37,7 @@ class SamplerState:
     prompt: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
     process: Process | None = None
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,20 @@ class Sampler:
         self._banned = torch.tensor(sorted(i for i in set(banned) if i < vocab_size), dtype=torch.long, device=device)
         self._ends = frozenset(ends)
 
-    def start(self, prompt_ids: list[int], params: SamplingParams, process: Process | None = None) -> SamplerState:
+    def start(
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        process: Process | None = None,
+        guide: Guide | None = None,
+    ) -> SamplerState:
         """State of a new request. Without a seed, one is drawn from torch's global generator:
         torch.manual_seed makes such answers repeatable too."""
         generator = None
         if params.temperature > 0:
             seed = params.seed if params.seed is not None else int(torch.randint(2**63 - 1, ()))
             generator = torch.Generator().manual_seed(seed)
-        return SamplerState(params, generator, self.seen(prompt_ids, params), prompt_ids, [], process)
+        return SamplerState(params, generator, self.seen(prompt_ids, params), prompt_ids, [], process, guide)
 
     def seen(self, ids: Sequence[int], params: SamplingParams) -> Tensor | None:
         """bool [vocabulary]: the ids that a repetition penalty is for; None without one."""
@@ -85,9 +94,12 @@ class Sampler:
         return seen
 
     def process(self, scores: Tensor, states: Sequence[SamplerState]) -> Tensor:
-        """Scores [n, vocabulary] after bans, penalties and the callers' processors, before temperature. What is given
-        is overwritten."""
+        """Scores [n, vocabulary] after grammars, bans, penalties and the callers' processors, before temperature. What
+        is given is overwritten."""
         scores.index_fill_(1, self._banned, float("-inf"))
+        for row, state in enumerate(states):
+            if state.guide is not None:
+                scores[row].masked_fill_(torch.from_numpy(state.guide.banned()).to(scores.device), float("-inf"))
         rows = [row for row, state in enumerate(states) if state.seen is not None]
         if rows:
             index = torch.tensor(rows, device=scores.device)
@@ -117,10 +129,11 @@ class Sampler:
         scores = self.process(scores.masked_fill_(~finite.unsqueeze(1), 0.0) if damaged else scores, states)
         best, tokens = scores.max(dim=-1)
         usable = [True] * len(states)
-        if any(state.process is not None or restricts(state.params) for state in states):
+        if any(state.process is not None or state.guide is not None or restricts(state.params) for state in states):
             some_left = best > float("-inf")  # False for NaN too, which only a caller's processor makes
             usable = some_left.tolist()
-            scores = torch.where(some_left.unsqueeze(1), scores, 0.0)
+            if not all(usable):
+                scores = torch.where(some_left.unsqueeze(1), scores, 0.0)
         groups: dict[tuple[int, bool], list[int]] = {}
         for row, state in enumerate(states):
             if state.generator is not None:
@@ -161,11 +174,15 @@ class Sampler:
                 continue
             if not usable[row]:
                 reason = "no token may come next: the options and processors ban all of them, or one gave NaN"
+                if state.guide is not None:
+                    reason = state.guide.fault or f"{reason} (of those that the grammar allows)"
                 drawn.append(Drawn(-1, error=reason, damaged=False))
                 continue
             if state.seen is not None:
                 state.seen[token] = True
             state.answer.append(token)
+            if state.guide is not None:
+                state.guide.take(token)
             drawn.append(
                 Drawn(
                     token,

@@ -15,6 +15,7 @@ from qwenvl.tasks.draw import draw_boxes
 from qwenvl.tasks.events.answers import parse_events
 from qwenvl.tasks.events.event import Event
 from qwenvl.tasks.exports import to_coco, to_detections, to_yolo
+from qwenvl.tasks.extraction import Extraction, classify, extract
 from qwenvl.tasks.grounding import locate, places_of
 from qwenvl.tasks.places import Box, Point, places_to_dicts
 from qwenvl.tasks.reading import read_text, spot_text
@@ -26,9 +27,12 @@ __all__ = [
     "Box",
     "CallStream",
     "Event",
+    "Extraction",
     "Point",
     "ToolCall",
+    "classify",
     "draw_boxes",
+    "extract",
     "locate",
     "parse_boxes",
     "parse_calls",
