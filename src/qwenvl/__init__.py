@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 _ROOM_OF = {
+    "Agent": "tasks.agents",
+    "Answer": "tasks",
     "Assistant": "tasks",
     "AutoConfig": "checkpoint",
     "AutoImageProcessor": "processing",
@@ -29,12 +31,17 @@ _ROOM_OF = {
     "BitsAndBytesConfig": "quantization",
     "Box": "tasks",
     "Completion": "types",
+    "Document": "tasks.documents",
     "Engine": "engine",
+    "Event": "tasks",
+    "Extraction": "tasks",
     "GenerateBeamDecoderOnlyOutput": "engine",
     "GenerateDecoderOnlyOutput": "engine",
     "GenerationConfig": "checkpoint",
+    "Grammar": "types",
     "ImageSize": "types",
     "ImageTextToTextPipeline": "tasks.pipeline",
+    "LoopRule": "types",
     "MediaError": "media",
     "MediaPolicy": "media",
     "Point": "tasks",
@@ -65,21 +72,36 @@ _ROOM_OF = {
     "TorchAoConfig": "quantization",
     "Video": "media",
     "VideoOptions": "media",
+    "classify": "tasks",
     "draw_boxes": "tasks",
+    "events": "tasks.events",
+    "extract": "tasks",
     "extract_vision_info": "media",
     "fetch_image": "media",
     "fetch_video": "media",
     "load_image": "media",
     "locate": "tasks",
+    "parse": "tasks.parsing",
     "parse_boxes": "tasks",
+    "parse_calls": "tasks",
+    "parse_events": "tasks",
     "pipeline": "tasks.pipeline",
+    "places_of": "tasks",
     "process_vision_info": "media",
+    "read_answer": "tasks.documents",
+    "read_text": "tasks",
     "read_video": "media",
     "smart_nframes": "media",
     "smart_resize": "media",
+    "spot_text": "tasks",
+    "to_coco": "tasks",
+    "to_detections": "tasks",
+    "to_yolo": "tasks",
 }
 
 __all__ = [
+    "Agent",
+    "Answer",
     "Assistant",
     "AutoConfig",
     "AutoImageProcessor",
@@ -94,12 +116,17 @@ __all__ = [
     "BitsAndBytesConfig",
     "Box",
     "Completion",
+    "Document",
     "Engine",
+    "Event",
+    "Extraction",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateDecoderOnlyOutput",
     "GenerationConfig",
+    "Grammar",
     "ImageSize",
     "ImageTextToTextPipeline",
+    "LoopRule",
     "MediaError",
     "MediaPolicy",
     "Point",
@@ -131,18 +158,31 @@ __all__ = [
     "Video",
     "VideoOptions",
     "__version__",
+    "classify",
     "draw_boxes",
+    "events",
+    "extract",
     "extract_vision_info",
     "fetch_image",
     "fetch_video",
     "load_image",
     "locate",
+    "parse",
     "parse_boxes",
+    "parse_calls",
+    "parse_events",
     "pipeline",
+    "places_of",
     "process_vision_info",
+    "read_answer",
+    "read_text",
     "read_video",
     "smart_nframes",
     "smart_resize",
+    "spot_text",
+    "to_coco",
+    "to_detections",
+    "to_yolo",
 ]
 
 if TYPE_CHECKING:
@@ -204,9 +244,33 @@ if TYPE_CHECKING:
         Qwen2VLVideoProcessor,
     )
     from qwenvl.quantization import BitsAndBytesConfig, TorchAoConfig
-    from qwenvl.tasks import Assistant, Box, Point, draw_boxes, locate, parse_boxes
+    from qwenvl.tasks import (
+        Answer,
+        Assistant,
+        Box,
+        Event,
+        Extraction,
+        Point,
+        classify,
+        draw_boxes,
+        extract,
+        locate,
+        parse_boxes,
+        parse_calls,
+        parse_events,
+        places_of,
+        read_text,
+        spot_text,
+        to_coco,
+        to_detections,
+        to_yolo,
+    )
+    from qwenvl.tasks.agents import Agent
+    from qwenvl.tasks.documents import Document, read_answer
+    from qwenvl.tasks.events import events
+    from qwenvl.tasks.parsing import parse
     from qwenvl.tasks.pipeline import ImageTextToTextPipeline, pipeline
-    from qwenvl.types import Completion, ImageSize, SamplingParams
+    from qwenvl.types import Completion, Grammar, ImageSize, LoopRule, SamplingParams
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,6 @@ import pytest
 from PIL import Image
 
 from qwenvl.cli.inputs import check_limits, is_media, split_question, start_assistant
-from qwenvl.cli.locate import annotated_name
 from qwenvl.config import Qwen2_5_VLConfig
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "qwenvl")
@@ -261,16 +260,3 @@ def test_limits() -> None:
     check_limits(10, 10)
     with pytest.raises(ValueError, match="--max-pixels 0"):
         check_limits(None, 0)
-
-
-@pytest.mark.parametrize(
-    ("picture", "expected"),
-    [
-        ("shots/cat.jpg", "cat-boxes.png"),
-        ("https://host/dir/dog.png?size=3", "dog-boxes.png"),
-        ("data:image/png;base64,AAAA", "picture-boxes.png"),
-        ("https://host/", "host-boxes.png"),
-    ],
-)
-def test_name_of_the_annotated_picture(picture: str, expected: str) -> None:
-    assert annotated_name(picture) == expected

@@ -256,11 +256,15 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
 
 def test_boxes_and_sizes_by_a_wrong_rule(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from qwenvl.processing.pixels import PixelSettings
-    from qwenvl.tasks import grounding
+    from qwenvl.tasks import answers
 
     monkeypatch.setattr(PixelSettings, "target_size", lambda self, height, width, *limits: (height // 28 * 28 + 28, 56))
     assert_fault(finding(folder, "pixels"), "by the rule")
     monkeypatch.undo()
-    right = grounding._place
-    monkeypatch.setattr(grounding, "_place", lambda item, size: right(item, type(size)(*[size.resized_width] * 4)))
+    right = answers.make_place
+
+    def wrong(label: str, values: Any, size: Any, *rest: Any) -> Any:
+        return right(label, values, type(size)(*[size.resized_width] * 4), *rest)
+
+    monkeypatch.setattr(answers, "make_place", wrong)
     assert_fault(finding(folder, "boxes"), "expected")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,10 @@ def demo(
     print("\nA video:")
     _ask(assistant, [PICTURES / CLIP], "What moves?")
     _ask(assistant, [PICTURES / CLIP], "When does the blue square appear?")
+    print("\nPictures with text:")
+    _ask(assistant, [PICTURES / "open-sign.png"], "Read all the text in the image.")
+    fields = json.dumps({"company": "", "date": "", "total": ""})
+    _ask(assistant, [PICTURES / "receipt.png"], f"Extract the key-value information in the format:{fields}")
     print(f'\nYour turn:  qwenvl ask {path} "How many objects are there?"')
 
 
@@ -63,7 +68,7 @@ def _show(assistant: Assistant, path: Path, out: Path) -> None:
     image = load_image(path)
     question = "Describe this image."
     answer = assistant.ask([image], question)
-    places = locate(assistant.ask, image, "object")
+    places = locate(assistant, image, "object")
     target = out / f"{path.stem}-boxes.png"
     draw_boxes(image, places).save(target)
     _line("picture", [f"{path} ({image.width} x {image.height})"])
@@ -83,7 +88,7 @@ def _ask(assistant: Assistant, paths: list[Path], question: str) -> None:
     for path in paths:
         _line("file", [str(path)])
     _line("question", [question])
-    _line("answer", [f"{answer.text}  ({answer.seconds:.2f} s)"])
+    _line("answer", f"{answer.text}  ({answer.seconds:.2f} s)".splitlines())
 
 
 def _line(name: str, rows: Iterable[str]) -> None:

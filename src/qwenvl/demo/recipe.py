@@ -64,7 +64,7 @@ def demo_processor() -> Qwen2_5_VLProcessor:
     template = ChatTemplate()
     tokenizer = Tokenizer(backend, tokenizer_config(backend, template.text))
     pictures = Qwen2VLImageProcessor(min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
-    videos = Qwen2VLVideoProcessor(min_pixels=CLIP_MIN_PIXELS, max_pixels=CLIP_MAX_PIXELS)
+    videos = Qwen2VLVideoProcessor(min_pixels=CLIP_MIN_PIXELS, max_pixels=CLIP_MAX_PIXELS, max_frames=12)
     return Qwen2_5_VLProcessor(pictures, tokenizer, videos, template)
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qwenvl.tasks.grounding import Box, Point, parse_boxes, places_to_dicts
+from qwenvl.tasks.grounding import places_of
+from qwenvl.tasks.places import Box, Frame, Point, places_to_dicts
 from qwenvl.types import Completion, ImageSize
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Answer:
     of the frames in their file) of the videos.
 
     seconds: from the question to the last token; first_token_seconds: to the first one. Loading is not counted.
+    frame: what the model's coordinates count (places.Frame).
     """
 
     completion: Completion
@@ -34,6 +36,7 @@ class Answer:
     video_times: list[tuple[float, ...]] = field(default_factory=list)
     seconds: float = 0.0
     first_token_seconds: float = 0.0
+    frame: Frame = "auto"
     tokenizer: Decoder | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -57,8 +60,9 @@ class Answer:
         return token_offsets(self.tokenizer, self.completion.token_ids)
 
     def places(self, picture: int = 0) -> list[Box | Point]:
-        """Boxes and points of the text, in original pixels of the picture of this index."""
-        return parse_boxes(self.text, self.sizes[picture])
+        """Boxes and points of the text, in original pixels of the picture of this index; with their confidence where
+        log-probabilities were asked for."""
+        return places_of(self, picture, self.frame)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON. "places" is there when there is one picture, so that it is clear which one they lie in."""
@@ -85,11 +89,12 @@ def _size(size: ImageSize) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Seen:
-    """Sizes and times of what a question is about, as in Answer."""
+    """Sizes and times of what a question is about and how places in it are written, as in Answer."""
 
     sizes: list[ImageSize]
     video_sizes: list[ImageSize]
     video_times: list[tuple[float, ...]]
+    frame: Frame = "auto"
 
 
 class AnswerStream:
@@ -120,7 +125,7 @@ def answer_about(
     seen: Seen, completion: Completion, seconds: float, first: float, tokenizer: Decoder | None = None
 ) -> Answer:
     """The answer that a completion is to a question about `seen`."""
-    return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first, tokenizer)
+    return Answer(completion, seen.sizes, seen.video_sizes, seen.video_times, seconds, first, seen.frame, tokenizer)
 
 
 def token_offsets(tokenizer: Decoder, ids: Sequence[int]) -> list[tuple[int, int]]:

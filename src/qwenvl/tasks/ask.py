@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenvl.tasks.answer import Answer, AnswerStream, Seen, answer_about
+from qwenvl.tasks.grounding import frame_of
 from qwenvl.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Assistant:
             messages, add_generation_prompt=not begun, continue_final_message=begun, tokenize=True, return_dict=True,
             return_tensors="pt", pixel_dtype=torch.uint8, tools=tools,
         )  # fmt: skip
-        seen = Seen(inputs.image_sizes, inputs.video_sizes, inputs.video_times)
+        seen = Seen(inputs.image_sizes, inputs.video_sizes, inputs.video_times, frame_of(self))
         return Request.from_inputs(inputs, self.model.config, sampling), seen
 
 
