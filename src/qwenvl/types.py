@@ -146,17 +146,18 @@ class Grammar:
     kind: "json_schema" (source: a JSON Schema, as text), "json" (any JSON object; no source), "regex" (Rust's syntax)
     or "lark" (llguidance's dialect). JSON is written on one line, with ", " and ": ", and in the schema's order.
     In a schema, an array with "format": "bbox_2d" is a box [x1, y1, x2, y2] in the picture as the model sees it,
-    0 <= x1 < x2 <= width, 0 <= y1 < y2 <= height, and one with "point_2d" a point [x, y] in it. "picture": which
+    0 <= x1 < x2 <= width, 0 <= y1 < y2 <= height, and one with "point_2d" a point [x, y] in it (with Qwen2-VL, whose
+    places are thousandths of the sides, width = height = 1000). "picture": which
     picture or video of the prompt, counted from 0 (from -1 at the end); not needed where all are of one size.
     before, after: text around the JSON, in which added tokens (<tool_call>) count as such. thought: any text may come
-    first.
+    first; a number: of at most so many tokens.
     """
 
     kind: Literal["json_schema", "json", "regex", "lark"]
     source: str = ""
     before: str = ""
     after: str = ""
-    thought: bool = False
+    thought: bool | int = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("json_schema", "json", "regex", "lark"):
@@ -166,12 +167,14 @@ class Grammar:
             raise ValueError(f"a grammar of kind {self.kind!r} needs {wanted}")
         if self.kind in ("regex", "lark") and (self.before or self.after or self.thought):
             raise ValueError(f"before, after and thought are for JSON: write them into the {self.kind} grammar")
+        if self.thought < 0:
+            raise ValueError(f"thought={self.thought} is not valid: expected True, False, or how many tokens at most")
         if self.thought and not self.before:
             raise ValueError("thought=True needs before: the text that ends the thought")
 
     @classmethod
     def json_schema(
-        cls, schema: Mapping[str, Any], *, before: str = "", after: str = "", thought: bool = False
+        cls, schema: Mapping[str, Any], *, before: str = "", after: str = "", thought: bool | int = False
     ) -> Grammar:
         """The JSON that a schema allows. ValueError for what is no JSON."""
         try:

@@ -102,7 +102,7 @@ def test_the_verb_tells_and_writes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_twenty_minutes_in_which_something_appears_once(tmp_path: Path) -> None:
     film = write_film(tmp_path / "long.mp4", 1200, [SQUARE, Shape(754.4, 1e9)])
-    done = run("events", str(film), "red circle", "--prompt", ASK, "--frames", "12", cwd=tmp_path)
+    done = run("events", str(film), "red circle", "--prompt", ASK, "--max-frames", "12", cwd=tmp_path)
     assert done.code == 0, done.err
     (line,) = done.out.splitlines()
     begin, _, text = line.split("\t")

@@ -8,27 +8,31 @@ import datetime
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from pydantic import BaseModel, Field
+from tiny import tiny_model
 from typer.testing import CliRunner
 
 from qwenvl.cli.app import app
 from qwenvl.demo.samples import PICTURES
 from qwenvl.engine.lookup import DRAFT_TOKENS
 from qwenvl.tasks import Assistant
-from qwenvl.tasks.extraction import BBox2D, Point2D, labels_grammar, wanted
+from qwenvl.tasks.extraction import BBox2D, Point2D, extract, extract_many, labels_grammar, wanted
 from qwenvl.tasks.extraction.extract import extraction_of
 from qwenvl.tasks.extraction.prompts import question
 from qwenvl.types import Grammar, SamplingParams
 
 SHAPES = PICTURES / "three-shapes.png"  # 280 x 210, seen as 280 x 224
+MARKS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 FIELDS = ["company", "date", "total"]
 
 
@@ -125,6 +129,65 @@ def test_drafts_change_the_steps_and_not_the_answer() -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.feature(86, 95)
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+def test_boxes_of_both_families(family: str) -> None:
+    """Qwen2-VL's places are thousandths of the sides, Qwen2.5-VL's are pixels: what a random model writes at
+    temperature 1 lies in the picture, and comes back in its original pixels."""
+    demo = Assistant("demo")
+    ids = {name: getattr(demo.model.config, name) for name in MARKS}
+    ids["eos_token_id"] = demo.processor.tokenizer.eos_token_id
+    model = tiny_model(family, vocab_size=demo.model.config.text_config.vocab_size, **ids)
+    helper = Assistant.from_parts(model, demo.processor)
+    sides = (1000, 1000) if family == "qwen2_vl" else (280, 224)
+    seen = []
+    for seed in range(8):
+        found = extract(helper, SHAPES, Scene, sampling=SamplingParams(temperature=1.0, max_new_tokens=200, seed=seed))
+        written = json.loads(found.text)
+        for find, placed in zip(written["finds"], found.data["finds"], strict=True):
+            x1, y1, x2, y2 = find["bbox_2d"]
+            assert 0 <= x1 < x2 <= sides[0]
+            assert 0 <= y1 < y2 <= sides[1]
+            back = [
+                v * side / number for v, side, number in zip((x1, y1, x2, y2), (280, 210) * 2, sides * 2, strict=True)
+            ]
+            assert placed["bbox_2d"] == pytest.approx(back, abs=0.006)
+            seen.append((x2, y2))
+    assert any(x > 280 or y > 224 for x, y in seen) == (family == "qwen2_vl")
+
+
+def test_many_are_as_each_alone(assistant: Assistant, tmp_path: Path) -> None:
+    """In order, one that fails alone, and no more opened than are computed together."""
+    broken, names = tmp_path / "broken.png", ["three-shapes", "two-circles", "three-shapes"]
+    broken.write_bytes(b"no picture")
+    pictures: list[Any] = [PICTURES / f"{name}.png" for name in names]
+    pictures[1:1] = [broken, []]
+    opened = []
+
+    def each() -> Iterator[Any]:
+        for number, picture in enumerate(pictures):
+            opened.append(number)
+            yield picture
+
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}}}
+    results = extract_many(assistant, each(), schema, together=3)
+    first = next(results)
+    assert opened == [0, 1, 2]
+    every = [first, *results]
+    assert [isinstance(one, Exception) for one in every] == [False, True, True, False, False]
+    assert "broken.png" in str(every[1])
+    assert "there is no picture" in str(every[2])
+    for picture, one in zip(pictures, every, strict=True):
+        if not isinstance(one, Exception):
+            alone = extract(assistant, picture, schema)
+            assert (alone.data, alone.text) == (one.data, one.text)
+            assert alone.confidence == pytest.approx(one.confidence, abs=0.02)
+    with pytest.raises(ValueError, match="together=0"):
+        extract_many(assistant, [], schema, together=0)
+    with pytest.raises(ValueError, match="none of them empty"):
+        extract_many(assistant, [], [""])
+
+
 def run(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, ["extract", *arguments])
     if isinstance(result.exception, Exception):
@@ -157,6 +220,21 @@ def test_the_program_writes_json_and_tables(tmp_path: Path) -> None:
     assert 0 <= y1 < y2 <= 210
 
 
+def test_a_picture_that_fails_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten pictures, which are two batches; the broken one is told as it is when it is the only one."""
+    for number in range(10):
+        shutil.copy(SHAPES, tmp_path / f"p{number}.png")
+    (tmp_path / "p4.png").write_bytes(b"no picture")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(".", "--fields", "a", "--json", "--max-new-tokens", "5")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 1
+    assert [r["source"] for r in records] == [f"./p{number}.png" for number in range(10)]
+    assert [r["source"] for r in records if "error" in r] == ["./p4.png"]
+    assert "message 0" not in err + records[4]["error"]
+    assert "p4.png" in err
+
+
 def test_a_model_class_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wish_of_mine.py").write_text(
         "from pydantic import BaseModel\nclass Card(BaseModel):\n    number: int\n"
@@ -175,7 +253,7 @@ def test_a_model_class_of_the_current_folder(tmp_path: Path, monkeypatch: pytest
     ("arguments", "says"),
     [
         ([], "nothing says what to extract"),
-        (["--fields", "a", "--schema", "x"], "--fields and --schema says"),
+        (["--fields", "a", "--schema", "x"], "--fields and --schema say"),
         (["--fields", "a,,b"], "none of them empty"),
         (["--fields", "a", "--csv", "--json"], "two forms"),
         (["--schema", "missing.json"], "missing.json"),

@@ -100,6 +100,17 @@ class ScriptedAssistant:
     ) -> list[Answer]:
         return [self.reply(messages, sampling, **options) for messages in conversations]
 
+    def reply_each(
+        self, conversations: Sequence[list[dict[str, Any]]], sampling: SamplingParams | None = None, **options: Any
+    ) -> list[Answer | Exception]:
+        outcomes: list[Answer | Exception] = []
+        for messages in conversations:
+            try:
+                outcomes.append(self.reply(messages, sampling, **options))
+            except ValueError as error:
+                outcomes.append(error)
+        return outcomes
+
     def stream_reply(
         self, messages: list[dict[str, Any]], sampling: SamplingParams | None = None, **options: Any
     ) -> ScriptedStream:

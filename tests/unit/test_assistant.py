@@ -14,7 +14,7 @@ from qwenvl.processing import BatchFeature
 from qwenvl.tasks import Answer, Assistant, Box
 from qwenvl.tasks.answer import token_offsets
 from qwenvl.tasks.ask import question_messages
-from qwenvl.types import Completion, ImageSize, SamplingParams
+from qwenvl.types import Completion, Grammar, ImageSize, SamplingParams
 
 BOXES = '[{"bbox_2d": [14, 14, 28, 28], "label": "dot"}]'
 
@@ -121,3 +121,19 @@ def test_every_token_knows_what_it_wrote() -> None:
     assert (answer.text, answer.raw, answer.offsets) == ("a", "<300>a", [(0, 5), (5, 6)])
     with pytest.raises(ValueError, match="tokenizer"):
         _ = Answer(Completion([97], "a")).offsets
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_question_that_fails_fails_alone(assistant: Assistant, count: int) -> None:
+    """reply_each gives the error in its place; reply_many raises it. So it is with what only the engine refuses."""
+    bad = question_messages(["no picture"], "Hi")
+    asked = [question_messages([], "Hi")] * (count - 1) + [bad]
+    outcomes = assistant.reply_each(asked)
+    assert [one.text for one in outcomes[:-1] if isinstance(one, Answer)] == ["Hello there"] * (count - 1)
+    assert isinstance(outcomes[-1], AssertionError)
+    with pytest.raises(AssertionError):
+        assistant.reply_many(asked)
+    refused = SamplingParams(grammar=Grammar("lark", "start: undefined_rule"))
+    outcomes = assistant.reply_each([question_messages([], "Hi")] * count, refused)
+    assert all(isinstance(one, ValueError) for one in outcomes)
+    assert assistant.ask([], "Hi").text == "Hello there"

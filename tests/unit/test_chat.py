@@ -328,8 +328,8 @@ def words(messages):
 
 answers = ["Now " + " ".join(map(str, range(200))) if {long} else "Short.", "Grüße."]
 chat = Chat(Slow(answers), SamplingParams(max_new_tokens=8), limit={limit}, count=words)
-session = Session(chat, Opener(None, None, VideoOptions()))
-session.greet("scripted")
+session = Session(chat, Opener(None, None, VideoOptions()), model="scripted")
+session.greet()
 sys.exit(session.run(lines_of(sys.stdin, True)))
 """
 

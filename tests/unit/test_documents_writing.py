@@ -321,3 +321,17 @@ def test_a_missing_page_ends_what_is_open() -> None:
 def test_overlapping_marks_are_nested() -> None:
     block = Block("paragraph", "abcdef", (Mark("bold", 0, 4), Mark("italic", 2, 6)))
     assert "<p><b>ab<i>cd</i></b><i>ef</i></p>" in to_html(document(block))
+
+
+def test_what_lies_on_its_own_page_stays_there() -> None:
+    """A paragraph with a picture in it: its box would be taken for one on the page before."""
+
+    def document(*children: Block) -> Document:
+        pages = (
+            Page(1, SIZE, (Block("paragraph", "It goes on"),)),
+            Page(2, SIZE, (Block("paragraph", "here", children=children),)),
+        )
+        return Document("x", pages)
+
+    assert [len(page.blocks) for page in merge_pages(document()).pages] == [1, 0]
+    assert [len(page.blocks) for page in merge_pages(document(Block("figure", box=(1, 1, 2, 2)))).pages] == [1, 1]

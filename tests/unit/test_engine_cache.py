@@ -307,5 +307,5 @@ def test_soak_of_10000_requests_loses_no_page_and_no_memory() -> None:
         if batch % 10 == 9:
             sizes.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert engine.stats.used_tokens == 0
-    assert [len(kept) for kept in (engine._live, engine._texts, engine._lookups, engine._followed)] == [0] * 4
+    assert [len(kept) for kept in (engine._live, engine._texts, engine._drafts._lookups, engine._followed)] == [0] * 4
     assert sizes[-1] - sizes[1] < 4096, sizes  # KiB, over 8,000 requests

@@ -151,9 +151,9 @@ def test_what_is_recommended_within_what_the_checkpoint_takes() -> None:
     assert (small.min_pixels, small.max_pixels, small.frames) == (12544, 38416, 384)
     assert small.total_pixels == 3072 * 784
     assert view_of(fake(12544, 38416, 12)).frames == 12
-    assert view_of(fake(12544, 38416), frames=13).frames == 12
-    with pytest.raises(ValueError, match="frames=3"):
-        view_of(object(), frames=3)
+    assert view_of(fake(12544, 38416), max_frames=13).frames == 12
+    with pytest.raises(ValueError, match="max_frames=3"):
+        view_of(object(), max_frames=3)
 
 
 def test_sizes_are_those_of_the_cookbook() -> None:
@@ -241,7 +241,12 @@ def long_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_long_film_is_searched_coarse_to_fine(long_film: Path) -> None:
     assistant, seen = ScriptedAssistant(watcher), []
     (found,) = events(
-        assistant, long_film, QUERY, frames=24, policy=HERE, on_progress=lambda done, all_: seen.append((done, all_))
+        assistant,
+        long_film,
+        QUERY,
+        max_frames=24,
+        policy=HERE,
+        on_progress=lambda done, all_: seen.append((done, all_)),
     )
     assert found.start == pytest.approx(754.4, abs=ERROR)
     assert found.end == pytest.approx(771.0, abs=ERROR)
@@ -260,7 +265,7 @@ def test_a_long_film_is_searched_coarse_to_fine(long_film: Path) -> None:
 def test_calls_are_bounded(long_film: Path, calls: int) -> None:
     """Few calls are a coarser first pass, up to 6 s a frame, and more steps from there to the second."""
     assistant = ScriptedAssistant(watcher)
-    (found,) = events(assistant, long_film, QUERY, frames=24, max_calls=calls, policy=HERE)
+    (found,) = events(assistant, long_film, QUERY, max_frames=24, max_calls=calls, policy=HERE)
     assert len(assistant.asked) <= calls
     assert (found.start, found.end) == (pytest.approx(754.4, abs=ERROR), pytest.approx(771.0, abs=ERROR))
     assert all(a.media[0].fps >= 0.99 for a in assistant.asked)  # a time lapse where frames are sparse
@@ -268,7 +273,7 @@ def test_calls_are_bounded(long_film: Path, calls: int) -> None:
 
 @pytest.mark.slow
 def test_a_moment_in_a_long_film(long_film: Path) -> None:
-    (found,) = events(ScriptedAssistant(appears), long_film, QUERY, frames=12, policy=HERE)
+    (found,) = events(ScriptedAssistant(appears), long_film, QUERY, max_frames=12, policy=HERE)
     assert found.start == found.end == pytest.approx(754.4, abs=ERROR)
 
 
@@ -276,7 +281,7 @@ def test_a_moment_in_a_long_film(long_film: Path) -> None:
 def test_looks_come_closer_step_by_step(long_film: Path, answer: Callable[[Asked], str]) -> None:
     """The first pass is wrong by up to 6 s, and a look at 2 frames a second covers 6 s: it takes steps between."""
     assistant = ScriptedAssistant(answer)
-    (found,) = events(assistant, long_film, QUERY, frames=12, max_calls=30, policy=HERE)
+    (found,) = events(assistant, long_film, QUERY, max_frames=12, max_calls=30, policy=HERE)
     assert found.start == pytest.approx(754.4, abs=ERROR)
     assert len(assistant.asked) <= 30
     rates = {round(1 / np.diff(a.media[0].times).mean(), 1) for a in assistant.asked}
@@ -285,7 +290,7 @@ def test_looks_come_closer_step_by_step(long_film: Path, answer: Callable[[Asked
 
 def test_a_part_of_a_long_film(long_film: Path) -> None:
     assistant = ScriptedAssistant(appears)
-    (found,) = events(assistant, long_film, QUERY, frames=12, start=700, end=800, policy=HERE)
+    (found,) = events(assistant, long_film, QUERY, max_frames=12, start=700, end=800, policy=HERE)
     assert found.start == pytest.approx(754.4, abs=ERROR)
     assert all(a.media[0].times[0] >= 700 and a.media[0].times[-1] <= 800 for a in assistant.asked)
 
@@ -301,13 +306,13 @@ def test_second_looks_drop_what_they_do_not_see(long_film: Path) -> None:
             return ("It happens at 3 seconds.", "It happens from 4 to 20 seconds.")[next(said) % 2]
         return watcher(asked)
 
-    (found,) = events(ScriptedAssistant(hallucinates), long_film, QUERY, frames=24, policy=HERE)
+    (found,) = events(ScriptedAssistant(hallucinates), long_film, QUERY, max_frames=24, policy=HERE)
     assert next(said) >= 6
     assert found.start == pytest.approx(754.4, abs=ERROR)
 
 
 def test_nothing_is_found_where_there_is_nothing(film: Path) -> None:
-    assert events(ScriptedAssistant(["No."]), film, QUERY, frames=8, policy=HERE) == []
+    assert events(ScriptedAssistant(["No."]), film, QUERY, max_frames=8, policy=HERE) == []
 
 
 @pytest.mark.feature(77)
@@ -325,7 +330,7 @@ def test_all_events_of_a_film_in_windows(film: Path) -> None:
         return text + "]"
 
     assistant = ScriptedAssistant(describes)
-    found = events(assistant, film, frames=12, policy=HERE)
+    found = events(assistant, film, max_frames=12, policy=HERE)
     assert [e.text for e in found] == ["A blue square stands still.", "A red circle is seen."]
     assert (found[0].start, found[0].end) == (0, pytest.approx(20, abs=0.2))
     assert (found[1].start, found[1].end) == (pytest.approx(7.3, abs=0.51), pytest.approx(12.6, abs=0.51))
@@ -376,7 +381,7 @@ def test_merge_and_own_wording(film: Path) -> None:
         ({"fps": float("nan")}, "fps=nan"),
         ({"coarse_fps": -1}, "coarse_fps=-1"),
         ({"max_calls": 0}, "max_calls=0"),
-        ({"frames": 2}, "frames=2"),
+        ({"max_frames": 2}, "frames=2"),
         ({"min_confidence": 2}, "min_confidence=2"),
         ({"start": -1}, "start=-1"),
         ({"start": 30}, "leave nothing of a video from 0.00 to 20.00 s"),

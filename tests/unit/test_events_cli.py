@@ -113,7 +113,7 @@ def test_lines_for_people(films: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert text == "red circle"
     done = invoke(monkeypatch, str(films / "b.mp4"), "red circle")
     assert (done.stdout, done.exit_code) == ("", 0)
-    assert "found no red circle" in done.stderr
+    assert 'found nothing for "red circle"' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_priority_then_arrival() -> None:
     with Intake(1, in_flight=9) as intake:
         for number, priority in ((0, 0), (1, 0), (2, 5), (3, 0), (4, 5), (5, -1)):
             intake.submit(gate.prepare(number), str(number), priority)
+            soon(lambda: gate.begun == [0])
         gate.let(*range(6))
         assert [id for id, _ in collect(intake, 6)] == ["0", "2", "4", "1", "3", "5"]
 

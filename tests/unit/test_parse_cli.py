@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -53,6 +55,36 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return result.exit_code, result.stdout, result.stderr
 
     return call
+
+
+@pytest.mark.feature(88)
+def test_what_goes_on_over_the_page_is_joined(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --merge; the pages that are kept are as they were read, so that the next run may do without it."""
+    table = '<table data-bbox="28 56 112 84"><tr><td>{}</td><td>{}</td></tr></table>'
+    box = 'data-bbox="28 28 112 50"'
+    answers = [f'<p {box}>It goes on</p>{table.format("a", 1)}',
+               f'{table.format("b", 2)}<div class="image" {box}><img {box} /></div><p>and on to the</p>',
+               '<p>end.</p>']  # fmt: skip
+    monkeypatch.setattr(verb, "start_assistant", lambda *_, **__: ScriptedAssistant(answers))
+    (tmp_path / "three.pdf").write_bytes(pdf_bytes([PdfPage(words=[(40, 300, f"{i}")]) for i in (1, 2, 3)]))
+    common = ("three.pdf", "--together", "1", "--crops", "--format", "md,json,pdf,text", "--overlay", "--out", "out")
+    assert run(*common)[0] == 0
+    apart = (tmp_path / "out" / "three.md").read_text()
+    assert "and on to the\n\n<!-- page 3 -->\n\nend." in apart
+    shutil.rmtree(tmp_path / "out" / "three-crops")
+    assert run(*common, "--merge")[0] == 0
+    whole = (tmp_path / "out" / "three.md").read_text()
+    assert "and on to the end." in whole
+    rows = [line for line in whole.splitlines() if line.startswith("|")]
+    assert [row for row in rows if "a" in row or "b" in row] == ["| a | 1 |", "| b | 2 |"]
+    for text in (apart, whole):
+        for name in re.findall(r"\((three-crops/[^)]+)\)", text):
+            assert (tmp_path / "out" / name).is_file(), name
+    assert len(re.findall("three-crops/", whole)) >= 1
+    pages = json.loads((tmp_path / "out" / "three.json").read_text())["pages"]
+    assert [len(page["blocks"]) for page in pages] == [2, 2, 0]
+    assert run(*common)[0] == 0
+    assert (tmp_path / "out" / "three.md").read_text() == apart, "the pages are found, and as they were"
 
 
 def test_a_document_becomes_markdown_and_json(run: Run, assistant: ScriptedAssistant, tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ def test_sizes_of_listed_frames() -> None:
         read([wide, wide], nframes=2)
 
 
+def test_a_file_object_is_no_tensor() -> None:
+    with pytest.raises(ValueError, match="BytesIO cannot be read"):
+        read_video(io.BytesIO(b"film"))  # it has detach() too
+
+
 def test_arrays_and_tensors() -> None:
     frames = np.stack([grey(i, 48, 64) for i in range(3)])
     tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)

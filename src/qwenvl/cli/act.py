@@ -60,6 +60,14 @@ def act(
     scale: Annotated[float, typer.Option(help="Device pixels of a CSS pixel.")] = 1.0,
     window: Annotated[bool, typer.Option("--window", help="Show the browser's window.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of one answer.")] = 512,
+    constrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--constrained/--no-constrained",
+            help="Let the model write nothing but thoughts and one valid action; on where llguidance is installed.",
+            show_default=False,
+        ),
+    ] = None,
     min_pixels: MinPixelsOption = None,
     max_pixels: MaxPixelsOption = None,
     dtype: DtypeOption = "auto",
@@ -92,6 +100,7 @@ def act(
     if model == "demo":
         raise ValueError("the bundled model knows no tools: name a checkpoint of Qwen2.5-VL with --model")
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
+    constrained = _constrained(constrained, max_new_tokens)
     check_limits(min_pixels, max_pixels)
     check_load(dtype, device, quantize)
     check_memory(memory)
@@ -108,6 +117,7 @@ def act(
             task,
             max_steps=max_steps,
             dry_run=dry_run,
+            constrained=constrained,
             approve=None if yes else ask_when_risky(_confirm) if ask == "risky" else _confirm,
             trace=trace,
             sampling=sampling,
@@ -170,6 +180,20 @@ def _checked_task(task: str | None, ask: str, max_steps: int, trace: Path | None
     if trace is not None and (trace / "run.json").exists():
         raise ValueError(f"--trace {trace} holds a trace already: name another folder, or remove it")
     return task
+
+
+def _constrained(asked: bool | None, max_new_tokens: int) -> bool:
+    """Whether answers are held to a grammar: as asked, else where that is possible."""
+    from importlib.util import find_spec
+
+    from qwenvl.tasks.agents.grammar import CALL_TOKENS
+
+    possible, room = find_spec("llguidance") is not None, max_new_tokens > CALL_TOKENS
+    if asked and not possible:
+        raise ValueError('--constrained needs llguidance: pip install "qwenvl[grammar]"')
+    if asked and not room:
+        raise ValueError(f"--max-new-tokens {max_new_tokens}: --constrained needs more than {CALL_TOKENS}")
+    return possible and room if asked is None else asked
 
 
 def _recorded(folder: Path | None, more: bool) -> dict[str, Any]:

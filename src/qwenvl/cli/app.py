@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -77,13 +78,14 @@ def main() -> None:
         if os.environ.get("QWENVL_DEBUG"):
             raise
         print(f"qwenvl: {one_line(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, ValueError | OSError) else 1)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        sys.exit(2 if isinstance(error, ValueError | OSError) and not full else 1)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def one_line(error: Exception) -> str:
     """What an error says, on one line. OSError: the file's name and the reason."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return " ".join(str(error).split()) or type(error).__name__

@@ -35,8 +35,8 @@ def chat(
     media: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PICTURE|VIDEO]...",
-            help="What the first question is about: files, folders, patterns or addresses. /image and /video add more.",
+            metavar="PICTURE|VIDEO",
+            help="What the first question is about: files, folders, patterns or addresses; /image and /video add more.",
             show_default=False,
         ),
     ] = None,
@@ -56,6 +56,8 @@ def chat(
     max_pixels: MaxPixelsOption = None,
     fps: Annotated[float | None, typer.Option(help="Frames taken from a second of video; 2 when not given.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Most frames taken from a video; 768 when not given.")] = None,
+    start: Annotated[float | None, typer.Option(help="Begin of the part of a video to look at, seconds.")] = None,
+    end: Annotated[float | None, typer.Option(help="End of the part of a video to look at, seconds.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
@@ -86,7 +88,8 @@ def chat(
     if "-" in (media or []):
         raise ValueError("- is no picture: stdin has the questions; name pictures as arguments or with /image PATH")
     sources = expand(media or [], ("image", "video"))
-    opener = Opener(min_pixels, max_pixels, VideoOptions(fps=fps, max_frames=max_frames))
+    options = VideoOptions(fps=fps, max_frames=max_frames, video_start=start, video_end=end)
+    opener = Opener(min_pixels, max_pixels, options)
     kinds: list[Kind] = ["video" if is_video(source) else "image" for source in sources]
     contents = [opener(kind, source, {}) for kind, source in zip(kinds, sources, strict=True)]
     found = find_model(model)
@@ -101,9 +104,9 @@ def chat(
     interactive = sys.stdin.isatty()
     session = Session(
         talk, opener, as_json=as_json, interactive=interactive, drop_oldest=drop_oldest,
-        found=lambda: assistant.engine.stats.found_tokens,
+        found=lambda: assistant.engine.stats.found_tokens, model=model,
     )  # fmt: skip
-    session.greet(model)
+    session.greet()
     raise typer.Exit(session.run(lines_of(sys.stdin, interactive)))
 
 

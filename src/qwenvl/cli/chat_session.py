@@ -58,16 +58,17 @@ class Session:
         interactive: bool = True,
         drop_oldest: bool = False,
         found: Callable[[], int] = lambda: 0,
+        model: str = "demo",
     ) -> None:
-        self.chat, self._open, self._found = chat, opener, found
+        self.chat, self._open, self._found, self._model = chat, opener, found, model
         self._as_json, self._interactive, self._drop_oldest = as_json, interactive, drop_oldest
         self._lines: Iterator[str] = iter(())
         self.failed = 0
 
-    def greet(self, model: str) -> None:
+    def greet(self) -> None:
         if self._interactive:
             about = f", about {_things(self.chat)}" if self.chat.pending else ""
-            say(f"Talking to {model}{about}. /help lists the commands, Ctrl-D ends.")
+            say(f"Talking to {self._model}{about}. /help lists the commands, Ctrl-D ends.")
 
     def run(self, lines: Iterator[str]) -> int:
         """Answer until the lines end or one is /quit; the exit code: 1 when a line of a pipe failed."""
@@ -78,6 +79,8 @@ class Session:
                     break
             except MISTAKES as error:
                 if os.environ.get("QWENVL_DEBUG") and not self._interactive:
+                    raise
+                if isinstance(error, BrokenPipeError):  # nobody reads the answers any more
                     raise
                 self.failed += 1
                 say(f"qwenvl: {one_line(error)}")
@@ -125,7 +128,8 @@ class Session:
         if self._as_json:
             text = self.chat.turns[-1].answer if kept else ""
             record = {"answer": text, "finish_reason": "abort"} if stopped else _record(self.chat.last)
-            self._print({"question": question, "media": sources, **record, "found_tokens": self._found() - before})
+            head = {"model": self._model, "question": question, "media": sources}
+            self._print({**head, **record, "found_tokens": self._found() - before})
 
     def _answer(self, question: str) -> bool:
         """Stream an answer; whether it was stopped."""
@@ -197,7 +201,8 @@ class Session:
             raise ValueError(f"the last answer names no places: ask for some, such as {EXAMPLE!r}")
         from qwenvl.tasks import draw_boxes, places_to_dicts
 
-        file = Path(rest_of.strip()) if rest_of.strip() else outputs([picture.source], "-boxes.png")[0]
+        named = Path(names_in(rest_of.strip())[0]) if rest_of.strip() else None
+        (file,) = outputs([picture.source], "-boxes.png", named, "/boxes")
         draw_boxes(picture.content, places).save(file)
         found = places_to_dicts(places)
         if self._as_json:

@@ -14,7 +14,7 @@ import typer
 from qwenvl.cli.inputs import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
+    JsonLinesOption,
     MemoryOption,
     ModelOption,
     QuantizeOption,
@@ -24,7 +24,7 @@ from qwenvl.cli.inputs import (
     is_media,
     start_assistant,
 )
-from qwenvl.cli.sources import Record, each, expand, outputs
+from qwenvl.cli.sources import Record, each, expand, output_names, outputs
 
 if TYPE_CHECKING:
     from qwenvl.media.kinds import SourceKind
@@ -40,8 +40,8 @@ def events(
         list[str],
         typer.Argument(
             metavar='VIDEO... ["QUERY"]',
-            help='Files, folders, patterns or addresses, then what to look for, such as "a man opens the door"; '
-            "without it, all that happens.",
+            help="Files, folders, patterns or addresses (- reads their names from stdin), then what to look for, such "
+            'as "a man opens the door"; without it, all that happens.',
             show_default=False,
         ),
     ],
@@ -50,7 +50,9 @@ def events(
     start: Annotated[float | None, typer.Option(help="Begin of the part to look at, seconds.")] = None,
     end: Annotated[float | None, typer.Option(help="End of the part to look at, seconds.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames a second that the model sees; 2 when not given.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Most frames of one look; what the model takes otherwise.")] = None,
+    max_frames: Annotated[
+        int | None, typer.Option(help="Most frames of one look; what the model takes when not given.")
+    ] = None,
     max_calls: Annotated[
         int, typer.Option(help="Most looks at one video; long ones are looked at more coarsely.")
     ] = 160,
@@ -71,7 +73,7 @@ def events(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     memory: MemoryOption = None,
-    as_json: JsonOption = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Find when things happen: begin, end (h:mm:ss.mmm of the file) and what, one line each, tabs between.
 
@@ -81,8 +83,8 @@ def events(
     check_load(dtype, device, quantize)
     check_memory(memory)
     options: dict[str, Any] = {
-        "start": start, "end": end, "fps": fps, "frames": frames, "max_calls": max_calls, "exhaustive": exhaustive,
-        "merge": merge, "min_confidence": min_confidence, "prompt": prompt,
+        "start": start, "end": end, "fps": fps, "max_frames": max_frames, "max_calls": max_calls,
+        "exhaustive": exhaustive, "merge": merge, "min_confidence": min_confidence, "prompt": prompt,
     }  # fmt: skip
     files = expand(sources, KINDS)
     targets = _targets(files, srt, vtt, clips, sheet, margin)
@@ -102,7 +104,8 @@ def events(
         for name in written.values():
             print(f"wrote {_named(name, clips)}", file=sys.stderr)
         if not told:
-            print(f"{source}: found {'nothing' if query is None else f'no {query}'}", file=sys.stderr)
+            nothing = "found nothing" if query is None else f'found nothing for "{query}"'
+            print(nothing if len(files) == 1 else f"{source}: {nothing}", file=sys.stderr)
         data = {"model": model, "query": query, "events": [event.to_dict() for event in told], **written}
         return Record(data, table(told))
 
@@ -182,18 +185,23 @@ def _targets(
         raise ValueError(f"--margin {margin}: expected seconds, 0 or more")
     if margin and clips is None:
         raise ValueError("--margin is for clips: give --clips FOLDER too")
-    if sheet is not None and len(files) == 1 and not sheet.is_dir() and sheet.suffix.lower() not in SHEET_ENDINGS:
+    if (
+        sheet is not None
+        and len(files) == 1
+        and not sheet.is_dir()
+        and sheet.suffix.lower() not in ("", *SHEET_ENDINGS)
+    ):
         raise ValueError(
             f"--sheet {sheet} is no picture's name: expected one that ends with {', '.join(SHEET_ENDINGS)}"
         )
     if clips is not None and clips.exists() and not clips.is_dir():
         raise ValueError(f"--clips {clips} is a file: give a folder")
 
-    def named(ending: str, out: Path | None) -> list[Path | None]:
-        return [None] * len(files) if out is None else list(outputs(files, ending, out))
+    def named(ending: str, out: Path | None, option: str) -> list[Path | None]:
+        return [None] * len(files) if out is None else list(outputs(files, ending, out, option))
 
-    names = [path.name for path in outputs(files, "")]
-    rows = zip(names, named(".srt", srt), named(".vtt", vtt), named("-events.png", sheet), strict=True)
+    written = (named(".srt", srt, "--srt"), named(".vtt", vtt, "--vtt"), named("-events.png", sheet, "--sheet"))
+    rows = zip(output_names(files, ""), *written, strict=True)
     made = [Targets(name, one, other, clips, picture, margin) for name, one, other, picture in rows]
     return dict(zip(files, made, strict=True))
 

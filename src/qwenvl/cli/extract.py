@@ -16,10 +16,12 @@ import typer
 from qwenvl.cli.inputs import (
     DeviceOption,
     DtypeOption,
+    JsonLinesOption,
     MaxPixelsOption,
     MemoryOption,
     MinPixelsOption,
     ModelOption,
+    PicturesArgument,
     QuantizeOption,
     check_limits,
     check_load,
@@ -36,9 +38,7 @@ if TYPE_CHECKING:
 
 
 def extract(
-    pictures: Annotated[
-        list[str], typer.Argument(help="Files, folders, patterns, or http(s)://, file:// or data: addresses.")
-    ],
+    pictures: PicturesArgument,
     fields: Annotated[str | None, typer.Option(help='Names of fields, such as "company,date,total".')] = None,
     schema: Annotated[Path | None, typer.Option(help="A file with a JSON Schema.")] = None,
     model_class: Annotated[str | None, typer.Option(help="A pydantic model class: module:Class.")] = None,
@@ -54,8 +54,8 @@ def extract(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     memory: MemoryOption = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="A table: a line a picture, a column a field.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line and picture.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print a table: a line a picture, a column a field.")] = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Extract fields: a JSON object for each picture, which always fits the schema; boxes are in ORIGINAL pixels.
 
@@ -81,11 +81,15 @@ def extract(
         open_pictures(sources, min_pixels, max_pixels)
 
     assistant = start_assistant(found, dtype, device, min_pixels, max_pixels, quantize=quantize, memory=memory)
-    from qwenvl.tasks.extraction import extract as take
+    from qwenvl.tasks.extraction import ExtractionError, extract_many
+
+    results = extract_many(assistant, sources, what, instructions=instructions, sampling=sampling)
 
     def work(source: str) -> Record:
-        (image,) = open_pictures([source], min_pixels, max_pixels)
-        result = take(assistant, image, what, instructions=instructions, sampling=sampling)
+        result = next(results)
+        if isinstance(result, Exception):
+            inner = None if isinstance(result, ExtractionError) else result.__cause__
+            raise inner if isinstance(inner, Exception) else result  # without where it stood in a conversation
         if result.cut:
             print(
                 f"qwenvl: {source}: --max-new-tokens {max_new_tokens} was reached; not finished: "
@@ -121,7 +125,8 @@ def _wish(fields: str | None, schema: Path | None, model_class: str | None) -> S
     ]
     if len(given) != 1:
         raise ValueError(
-            f"{' and '.join(given) or 'nothing'} says what to extract: give one of --fields, --schema and --model-class"
+            f"{' and '.join(given) or 'nothing'} {'say' if given else 'says'} what to extract: give one of --fields, "
+            "--schema and --model-class"
         )
     if fields is not None:
         return [name.strip() for name in fields.split(",")]

@@ -44,6 +44,15 @@ MemoryOption = Annotated[
 MinPixelsOption = Annotated[int | None, typer.Option(help="Enlarge pictures below this area.")]
 MaxPixelsOption = Annotated[int | None, typer.Option(help="Shrink pictures above this area.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonLinesOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line and input.")]
+PicturesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PICTURE",
+        help="Files, folders, patterns or addresses; - reads their names from stdin.",
+        show_default=False,
+    ),
+]
 
 # Parameters below which a second thread gains next to nothing, and costs most of the time wherever another program
 # uses the cores: a token of the bundled model is hundreds of operations of microseconds, each waiting for all threads.
@@ -109,9 +118,13 @@ def open_media(
 
 def _picture(source: str) -> Image:
     from qwenvl.media import load_image, smart_resize
+    from qwenvl.media.policy import shown
 
     picture = load_image(source)
-    smart_resize(picture.height, picture.width)
+    try:
+        smart_resize(picture.height, picture.width)
+    except ValueError as error:
+        raise ValueError(f"{shown(source)}: {error}") from None
     return picture
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ import typer
 from qwenvl.cli.inputs import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
+    JsonLinesOption,
     MaxPixelsOption,
     MemoryOption,
     MinPixelsOption,
@@ -47,14 +48,15 @@ def locate(
         list[str],
         typer.Argument(
             metavar='PICTURE... "WHAT"',
-            help='Files, folders, patterns or addresses, then what to find, for example "red circle".',
+            help="Files, folders, patterns or addresses (- reads their names from stdin), then what to find, for "
+            'example "red circle".',
             show_default=False,
         ),
     ],
     model: ModelOption = "demo",
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the annotated pictures, or one's file; NAME-boxes.png in this folder otherwise."),
+        typer.Option(help="Folder, or the file for one picture; NAME-boxes.png in the current folder if not given."),
     ] = None,
     also: Annotated[list[str] | None, typer.Option(help="Another thing to find; may be given several times.")] = None,
     points: Annotated[bool, typer.Option("--points", help="Points in place of boxes.")] = False,
@@ -70,11 +72,12 @@ def locate(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     memory: MemoryOption = None,
-    as_json: JsonOption = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Find things: label, x1 y1 x2 y2 (a point: x y) in ORIGINAL pixels, one line each, tabs between.
 
-    The paths of annotated pictures go to stderr. yolo writes NAME.txt for each picture, and classes.txt, into --out.
+    Draws them too: the paths go to stderr. With --format yolo nothing is drawn, but NAME.txt for each picture and
+    classes.txt are written to --out; names that are in a classes.txt there keep their numbers.
     """
     sources, things = _split(arguments, also or [])
     form = _form(form, as_json, points)
@@ -190,14 +193,23 @@ def _draw(image: Image, places: Sequence[Box | Point], target: Path, confidence:
     return str(target)
 
 
+def _class(place: Box | Point) -> str:
+    """A label as a line of classes.txt."""
+    return " ".join(place.label.split())
+
+
 def _write_yolo(finds: Sequence[tuple[str, tuple[int, int], Sequence[Box | Point]]], targets: dict[str, Path]) -> None:
-    """NAME.txt for every picture and classes.txt beside the first of them; a line about each on stdout."""
+    """NAME.txt for every picture and classes.txt beside the first of them; a line about each on stdout. The names of an
+    earlier run keep their places in classes.txt, as its label files count them."""
     from qwenvl.tasks.exports import to_yolo
 
-    classes = list(dict.fromkeys(place.label for _, _, places in finds for place in places))
-    for source, size, places in finds:
+    if not finds:
+        return
+    path = targets[finds[0][0]].parent / "classes.txt"
+    known = path.read_text("utf-8").splitlines() if path.exists() else []
+    classes = list(dict.fromkeys([*known, *(_class(place) for _, _, places in finds for place in places)]))
+    for source, size, found in finds:
+        places = [replace(place, label=_class(place)) for place in found]
         targets[source].write_text("".join(f"{line}\n" for line in to_yolo(places, size, classes)), "utf-8")
         print(f"{source}\t{targets[source]}\t{len(places)}")
-    if finds:
-        path = targets[finds[0][0]].parent / "classes.txt"
-        path.write_text("".join(f"{name}\n" for name in classes), "utf-8")
+    path.write_text("".join(f"{name}\n" for name in classes), "utf-8")

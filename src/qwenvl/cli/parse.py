@@ -16,7 +16,7 @@ import typer
 from qwenvl.cli.inputs import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
+    JsonLinesOption,
     MaxPixelsOption,
     MemoryOption,
     MinPixelsOption,
@@ -28,7 +28,7 @@ from qwenvl.cli.inputs import (
     find_model,
     start_assistant,
 )
-from qwenvl.cli.sources import Record, each, expand, outputs
+from qwenvl.cli.sources import Record, each, expand, outputs, spare
 
 if TYPE_CHECKING:
     from qwenvl.cli.model_files import ModelFiles
@@ -42,19 +42,26 @@ if TYPE_CHECKING:
 def parse(
     sources: Annotated[
         list[str],
-        typer.Argument(help="PDF files, pictures, folders, patterns or addresses; - reads names from stdin."),
+        typer.Argument(
+            metavar="FILE",
+            help="PDF files, pictures, folders, patterns or addresses; - reads their names from stdin.",
+            show_default=False,
+        ),
     ],
     model: ModelOption = "demo",
-    out: Annotated[Path, typer.Option(help="The folder for what is written; made if it is not there.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Folder for what is written; made if it is not there.")] = Path(),
     formats: Annotated[str, typer.Option("--format", help="Some of md, json, html, pdf, text.")] = "md,json",
     pages: Annotated[str | None, typer.Option(help="Such as 1-3,7 or 5-; all when not given.")] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Pictures of the pages with their blocks drawn in.")
     ] = False,
     crops: Annotated[bool, typer.Option("--crops", help="Tables, formulas and figures as picture files.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Join paragraphs and tables that go on over the page.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Take pages that an earlier run has done.")] = True,
     password: Annotated[str | None, typer.Option(help="Of an encrypted PDF.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="In place of the documented 'QwenVL HTML '.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The question, in place of the documented 'QwenVL HTML '.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Stop a page after so many tokens.")] = None,
     retries: Annotated[int | None, typer.Option(help="How often to go on behind an answer's loop.")] = None,
     text_layer: Annotated[
@@ -68,7 +75,7 @@ def parse(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     memory: MemoryOption = None,
-    as_json: JsonOption = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Read documents: writes NAME.md, NAME.json ... for each, and prints one line a document.
 
@@ -76,6 +83,7 @@ def parse(
     read is told on stderr and the others go on (exit code 1 at the end).
     """
     from qwenvl.tasks.parsing import FORMATS
+    from qwenvl.tasks.parsing.files import ENDINGS
 
     wanted = [name.strip() for name in formats.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in FORMATS]
@@ -95,6 +103,7 @@ def parse(
     files = expand(sources, ("pdf", "image"))
     _make_folder(out)
     bases = dict(zip(files, outputs(files, "", out), strict=True))
+    spare(files, (base.with_name(base.name + ENDINGS[name]) for base in bases.values() for name in wanted))
     name = _identity(found, dtype, quantize)
     assistant = _Lazy(
         lambda: start_assistant(found, dtype, device, max_running=together, quantize=quantize, memory=memory)
@@ -112,8 +121,8 @@ def parse(
                     assistant, file, pages=numbers, settings=settings, out=base.parent / f"{base.name}-pages",
                     model=name, resume=resume, together=together, on_page=tell,
                 )  # fmt: skip
-            written = write_files(document, base, formats=wanted, file=file, overlays=overlay, crops=crops)
-        return _record(document, written, tell.resumed, time.perf_counter() - started, failures)
+            written = write_files(document, base, formats=wanted, file=file, overlays=overlay, crops=crops, merge=merge)
+        return _record(model, document, written, tell.resumed, time.perf_counter() - started, failures)
 
     failures: list[int] = []
     code = each(files, work, as_json, headings=False, progress=False)
@@ -218,7 +227,9 @@ def _page_bar(name: str, total: int) -> Iterator[_Tell]:
         )
 
 
-def _record(document: Document, written: list[Path], resumed: int, seconds: float, failures: list[int]) -> Record:
+def _record(
+    model: str, document: Document, written: list[Path], resumed: int, seconds: float, failures: list[int]
+) -> Record:
     """What is said of a document that is done. Its pages that failed are added to `failures`."""
     from qwenvl.tasks.parsing import has_failed
 
@@ -236,12 +247,13 @@ def _record(document: Document, written: list[Path], resumed: int, seconds: floa
     text += f" ({', '.join(notes)})" if notes else ""
     files = [path for path in written if path.suffix != ".png"]
     pictures = len(written) - len(files)
-    text += " -> " + ", ".join(map(str, files)) + (f" and {pictures} pictures" if pictures else "")
+    text += " -> " + ", ".join(map(str, files))
+    text += f" and {pictures} picture{'s' if pictures != 1 else ''}" if pictures else ""
     pages: list[dict[str, Any]] = [
         {"number": page.number, "blocks": len(page.blocks), "error": page.error or None,
          **{k: v for k, v in page.metadata.items() if k in ("finish_reason", "answer_tokens", "loops", "text_layer")}}
         for page in document.pages
     ]  # fmt: skip
-    data = {"pages": pages, "resumed": resumed, "failed": failed, "files": [str(path) for path in written],
-            "seconds": round(seconds, 3)}  # fmt: skip
+    data = {"model": model, "pages": pages, "resumed": resumed, "failed": failed,
+            "files": [str(path) for path in written], "seconds": round(seconds, 3)}  # fmt: skip
     return Record(data, text)

@@ -11,11 +11,12 @@ import typer
 from qwenvl.cli.inputs import (
     DeviceOption,
     DtypeOption,
-    JsonOption,
+    JsonLinesOption,
     MaxPixelsOption,
     MemoryOption,
     MinPixelsOption,
     ModelOption,
+    PicturesArgument,
     QuantizeOption,
     check_limits,
     check_load,
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
 
 
 def read(
-    pictures: Annotated[
-        list[str], typer.Argument(help="Files, folders, patterns, or http(s)://, file:// or data: addresses.")
-    ],
+    pictures: PicturesArgument,
     model: ModelOption = "demo",
     boxes: Annotated[
         str | None, typer.Option(help="line or word: text, x1 y1 x2 y2 in ORIGINAL pixels, tabs between.")
@@ -46,7 +45,7 @@ def read(
         Path | None, typer.Option(help="With --boxes: draw them; a folder, or the file for one picture.")
     ] = None,
     confidence: Annotated[
-        bool, typer.Option("--confidence", help="With --boxes: a column more, and in the drawing.")
+        bool, typer.Option("--confidence", help="With --boxes: how sure the model is, as in `locate`.")
     ] = False,
     min_tokens: MinTokensOption = None,
     min_pixels: MinPixelsOption = None,
@@ -55,7 +54,7 @@ def read(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = None,
     memory: MemoryOption = None,
-    as_json: JsonOption = False,
+    as_json: JsonLinesOption = False,
 ) -> None:
     """Read the text in pictures, in reading order. For pages with layout, tables and PDF files there is `parse`."""
     if boxes not in (None, "line", "word"):
@@ -89,13 +88,14 @@ def read(
             return Record({**data, "text": text}, text)
         level: Literal["line", "word"] = "line" if boxes == "line" else "word"
         places = spot_text(assistants[0], image, level, in_reading_order=in_order, min_tokens=least)
-        if places and source in drawn:
-            draw_boxes(image, places, confidence=confidence).save(drawn[source])
-            print(f"drawn in {drawn[source]}", file=sys.stderr)
         target = str(drawn[source]) if places and source in drawn else None
-        return Record(
-            {**data, "level": level, "boxes": places_to_dicts(places), "drawn": target}, table(places, confidence)
-        )
+        if target is not None:
+            draw_boxes(image, places, confidence=confidence).save(target)
+        told = f"drawn in {target}" if target else "" if places else "found no text"
+        if told:
+            print(told if len(files) == 1 else f"{source}: {told}", file=sys.stderr)
+        data |= {"level": level, "places": places_to_dicts(places), "drawn": target}
+        return Record(data, table(places, confidence))
 
     code = each(files, work, as_json)
     if code:

@@ -6,16 +6,19 @@ once; then a record for every one of them. Nothing is opened here, so that ten t
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from qwenvl.media.kinds import SourceKind
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(https?://|file:|data:)", re.IGNORECASE)
 _PICTURES: tuple[SourceKind, ...] = ("image",)
 _NAMES = {"image": "picture", "video": "video", "pdf": "PDF"}
+# What verbs write beside a picture NAME.png, and the folders that `parse` writes for a document NAME.
+_DRAWN = ("-boxes", "-text")
+_FOLDERS = ("-crops", "-overlay", "-pages")
+# No input after it fares better: no room, no writing there, no reader.
+_ENDS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EPIPE)
 
 
 def expand(sources: list[str], kinds: Collection[SourceKind] = _PICTURES, names: TextIO | None = None) -> list[str]:
@@ -30,7 +38,8 @@ def expand(sources: list[str], kinds: Collection[SourceKind] = _PICTURES, names:
 
     A file is taken by its name, whatever it ends with, as its content decides what it is. A folder gives the files of
     these kinds within it and the folders below it, in natural order (page-2 before page-10); so does a pattern (*, ?,
-    [...], ** for any depth) that the shell has left as it was. Hidden files are passed over. http(s)://, file:// and
+    [...], ** for any depth) that the shell has left as it was. Hidden files are passed over, and in folders what an
+    earlier run wrote beside its input (NAME-boxes.png, NAME-text.png, NAME-pages/ ...). http(s)://, file:// and
     data: addresses are passed on. "-" stands for a list of such names, one a line, read from `names` (stdin); a file
     in that list that does not exist is passed on, so that it fails alone.
     Raises ValueError for a name that does not exist, a folder or pattern that gives nothing, and when all that is left
@@ -101,8 +110,21 @@ def _files_below(folder: Path, kinds: Collection[SourceKind]) -> Iterator[str]:
     from qwenvl.media.kinds import kind_of
 
     for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (os.path.join(root, n) for n in files if not n.startswith(".") and kind_of(n) in kinds)
+        stems = {os.path.splitext(name)[0] for name in files}
+        folders[:] = [name for name in folders if not name.startswith(".") and not _made(name, _FOLDERS, stems)]
+        for name in files:
+            stem, ending = os.path.splitext(name)
+            if (
+                not name.startswith(".")
+                and kind_of(name) in kinds
+                and not (ending == ".png" and _made(stem, _DRAWN, stems))
+            ):
+                yield os.path.join(root, name)
+
+
+def _made(stem: str, endings: Collection[str], beside: Collection[str]) -> bool:
+    """Whether a name says that a verb wrote it for another file, and that file is beside it."""
+    return any(stem.endswith(ending) and stem.removesuffix(ending) in beside for ending in endings)
 
 
 def _of_pattern(pattern: str, kinds: Collection[SourceKind]) -> Iterator[str]:
@@ -151,7 +173,8 @@ def each(
 
     as_json: one object a line, with "source" first, and "error" in place of the rest where it failed. Otherwise the
     text, under a line "SOURCE:" where there are several (without `headings`: never). A failure (what `app.main` turns
-    into a line) is told on stderr and the others go on; that of a single source is raised, to end as any mistake does.
+    into a line) is told on stderr and the others go on; that of a single source is raised, to end as any mistake does,
+    and so is one that all others would meet too, such as a full disk.
     On terminals, stderr shows how far it is and how long it will still take (`progress`: not where the work itself
     shows something).
     """
@@ -164,8 +187,11 @@ def each(
         try:
             record = work(source)
         except (ValueError, OSError, MemoryError, ArithmeticError) as error:
-            if len(sources) == 1 or os.environ.get("QWENVL_DEBUG"):
+            hopeless = isinstance(error, OSError) and error.errno in _ENDS
+            if len(sources) == 1 or hopeless or os.environ.get("QWENVL_DEBUG"):
                 line.clear()
+                if len(sources) > 1 and hopeless:
+                    print(f"qwenvl: stopped at input {number + 1} of {len(sources)}, {_short(source)}", file=sys.stderr)
                 raise
             failed += 1
             says = one_line(error)
@@ -223,27 +249,52 @@ class Progress:
             self._stream.flush()
 
 
-def outputs(sources: list[str], ending: str, out: Path | None = None) -> list[Path]:
-    """The file that goes with each source, in the order of the sources: the source's name with `ending` ("-boxes.png",
-    ".md") in place of its own, and a number where two would be one.
+def outputs(sources: list[str], ending: str, out: Path | None = None, option: str = "--out") -> list[Path]:
+    """The file that goes with each source, in the order of the sources: `output_names`, in a folder.
 
-    out: the folder for them (made when there are several sources and it does not exist), or, for one source, the file
-    itself; None = the current folder. Raises ValueError for a folder that cannot be.
+    out: the folder for them (made when it does not exist), or, for one source, the file itself where its name has an
+    ending; None = the current folder. Raises ValueError, with the name of the option, for a folder that cannot be or
+    cannot be written to, and for a file that is one of the sources (without an ending: `spare` is the caller's).
     """
-    if out is not None and len(sources) == 1 and not out.is_dir():
+    if out is not None and len(sources) == 1 and out.suffix and not out.is_dir():
         if not out.parent.is_dir():
-            raise ValueError(f"--out {out}: the folder {out.parent} does not exist")
-        return [out]
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file, and there are {len(sources)} inputs: give a folder")
-    folder = out or Path()
-    if not folder.is_dir():
+            raise ValueError(f"{option} {out}: the folder {out.parent} does not exist")
+        files = [out]
+    else:
+        if out is not None and out.exists() and not out.is_dir():
+            several = f", and there are {len(sources)} inputs" if len(sources) > 1 else ""
+            raise ValueError(f"{option} {out} is a file{several}: give a folder")
+        folder = out or Path()
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"--out {folder}: the folder cannot be made: {error.strerror}") from None
+            raise ValueError(f"{option} {folder}: the folder cannot be made: {error.strerror}") from None
+        files = [folder / name for name in output_names(sources, ending)]
+    parent = files[0].parent if files else Path()
+    if not os.access(parent, os.W_OK):
+        where = f"{option} {out}" if out is not None else f"the current folder, {parent.absolute()},"
+        raise ValueError(f"{where} cannot be written to: give {option} another folder")
+    if ending:
+        spare(sources, files, option)
+    return files
+
+
+def spare(sources: list[str], files: Iterable[Path], option: str = "--out") -> None:
+    """ValueError when a file that is to be written is one of the sources."""
+    paths = (url2pathname(urlsplit(s).path) if s[:5].lower() == "file:" else s for s in sources)
+    inputs = {os.path.realpath(path) for path in paths if not _ADDRESS.match(path)}
+    for file in files:
+        if os.path.realpath(file) in inputs:
+            raise ValueError(
+                f"{file} is one of the inputs and would be written over: give {option} another folder or name"
+            )
+
+
+def output_names(sources: list[str], ending: str) -> list[str]:
+    """A name for each source: its own with `ending` ("-boxes.png", ".md") in place of its own, and a number where two
+    would be one."""
     taken: set[str] = set()
-    files: list[Path] = []
+    found: list[str] = []
     for source in sources:
         stem = "picture" if source[:5].lower() == "data:" else Path(source.split("?")[0]).stem or "picture"
         name, number = f"{stem}{ending}", 1
@@ -251,8 +302,8 @@ def outputs(sources: list[str], ending: str, out: Path | None = None) -> list[Pa
             number += 1
             name = f"{stem}{_numbered(ending, number)}"
         taken.add(name.casefold())
-        files.append(folder / name)
-    return files
+        found.append(name)
+    return found
 
 
 def _numbered(ending: str, number: int) -> str:

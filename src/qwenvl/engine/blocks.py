@@ -42,7 +42,7 @@ class PagePool:
     keep_tokens: int = 0
     counts: CacheCounts = field(default_factory=CacheCounts)
     refused: str = ""
-    _cache: PagedCache | None = None
+    _storage: tuple[PagedCache, int] | None = None  # with how many pages may be handed out
     _users: list[int] = field(default_factory=list)
     _keys: list[bytes | None] = field(default_factory=list)
     _found: dict[bytes, int] = field(default_factory=dict)
@@ -52,8 +52,8 @@ class PagePool:
 
     @property
     def cache(self) -> PagedCache:
-        assert self._cache is not None, "the cache is asked for before a request was admitted"
-        return self._cache
+        assert self._storage is not None, "the cache is asked for before a request was admitted"
+        return self._storage[0]
 
     @property
     def tokens(self) -> int:
@@ -135,6 +135,20 @@ class PagePool:
         while self._idle:
             self._drop_oldest()
 
+    def restart(self) -> None:
+        """Nobody holds a page any more, and all books are made anew from what one assignment each has written: the
+        cache, and the keys of pages that were filled. For a caller who was interrupted in the middle of something."""
+        room = 0 if self._storage is None else self._storage[1]
+        content = {page: key for page, key in enumerate(self._keys[:room]) if key is not None}
+        before = {page: place for place, page in enumerate(self._idle)}  # the end of a prefix is forgotten first
+        idle = sorted(content, key=lambda page: (before.get(page, room), -page))
+        self._keys = [content.get(page) for page in range(room)]
+        self._found = {key: page for page, key in content.items()}
+        self._idle = OrderedDict.fromkeys(idle)
+        self._users = [0] * room
+        self._blank = np.array([page not in content for page in range(room)], dtype=bool)
+        self._blanks = room - len(content)
+
     def check(self, tables: Iterable[PageTable]) -> None:
         """The invariant: every page is blank, idle with content, or used by as many of the tables as it counts."""
         counted = [0] * len(self._users)
@@ -164,7 +178,8 @@ class PagePool:
             if wanted <= have:
                 return
             try:
-                self._cache = self.make(wanted) if self._cache is None else self._cache.grown(wanted)
+                grown = self.make(wanted) if self._storage is None else self._storage[0].grown(wanted)
+                self._storage = grown, wanted
                 break
             except (RuntimeError, MemoryError) as error:
                 self.refused = str(error)

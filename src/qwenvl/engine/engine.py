@@ -2,6 +2,8 @@
 
 Errors stay with the request that caused them: a prompt that does not fit, a picture that cannot be encoded,
 logits that are not finite. A request that fails has a finish_reason "error" and says why; the others go on.
+An interrupt (KeyboardInterrupt, or what a caller's hook raises) may leave any method at any point. The next call then
+mends the engine: requests whose token was just being drawn end with "abort", the others wait and catch up.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ from .vision_cache import VisionCache, tower_fingerprint
 
 MAX_RUNNING = 32
 AHEAD = 4  # waiting requests whose pictures are encoded before it is their turn
+THOUSANDTHS = (1000, 1000)  # sides of every picture in the numbers that Qwen2-VL writes; Qwen2.5-VL writes pixels
 KEEP_BYTES = 2**30  # the cache rather grows to this size than forgets a prefix
 
 
@@ -85,7 +90,8 @@ class Engine:
         self._eos = frozenset(default_eos_ids(model) if eos_token_ids is None else eos_token_ids)
         self._context = int(config.text_config.context_length)
         self._capacity, self._vision_budget, self._drafts = capacity, vision_budget, Drafts(draft_tokens)
-        self._grammars = Grammars(tokenizer, config.text_config.vocab_size, self._eos)
+        sides = THOUSANDTHS if getattr(config, "model_type", "") == "qwen2_vl" else None
+        self._grammars = Grammars(tokenizer, config.text_config.vocab_size, self._eos, sides)
         self._patch = getattr(config.vision_config, "patch_size", 14)
         folder = None if vision_folder is None else Path(vision_folder)
         fingerprint = "" if folder is None else tower_fingerprint(model)
@@ -108,9 +114,11 @@ class Engine:
         self._workers, self._preparing = workers, dict[str, None]()
         self._live: dict[str, Request] = {}
         self._texts: dict[str, TextStream] = {}
-        self._followed: dict[str, deque[StreamEvent]] = {}
+        self._followed: WeakValueDictionary[str, deque[StreamEvent]] = WeakValueDictionary()  # held by their streams
         self._events: list[StreamEvent] = []
         self._arrivals = 0
+        self._torn: list[Request] | None = None  # within a change: the requests that end if it is not finished
+        self._unwanted: list[Request | str] = []  # to be aborted
 
     def add(self, request: Request) -> str:
         """Queue a request; returns its id (given here when it has none).
@@ -120,33 +128,44 @@ class Engine:
         """
         if request.state is not RequestState.NEW:
             raise ValueError(f"request {request.id!r} was added before ({request.state.value}): make a new one")
-        request.id = self._new_id(request.id)
+        self._mend()
+        self._check(request)
+        self._torn = [request]
+        self._enter(request)
+        self._torn = None
+        return request.id
+
+    def _check(self, request: Request) -> None:
+        """ValueError for what cannot be asked; else the request gets its id, and its guide through a grammar."""
         if request.params.stop and self._tokenizer is None:
             raise ValueError(f"stop={request.params.stop!r} needs text: give the engine a tokenizer")
+        request.id = self._new_id(request.id)
         request.guide = self._grammars.guide(request, self._patch)
+
+    def _enter(self, request: Request) -> None:
         if self._tokenizer is not None:
             self._texts[request.id] = TextStream(self._tokenizer, request.params.stop, self._skip_special)
         self._drafts.start(request)
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
         process, guide = request.hooks.process, request.guide
         request.sampling = self._sampler.start(request.known_ids, request.params, process, guide)
-        self._live[request.id] = request
         limits = [n for n in (self._capacity, self._pool.most_tokens) if n is not None]
         length, room = len(request.prompt_ids), min(limits, default=None)
         most = request.params.max_new_tokens
         request.limit = most if room is None else min(most, room - length + 1)
+        self._live[request.id] = request
         self._scheduler.add(request)
         fault = None if self._admission is None else self._admission.refusal(request)
         if fault is None and room is not None and length > room:
             fault = too_long(length, room)
         if fault is not None:
             self._fail(request, fault)
-        return request.id
 
     def submit(self, prepare: Callable[[], Request], *, id: str = "", priority: int = 0) -> str:
         """Queue a request that is still to be made: prepare() fetches, decodes and resizes pictures in a worker thread
         while the engine computes. Returns its id, under which the request made will run. What prepare() raises becomes
         the error of this request alone."""
+        self._mend()
         if self._intake is None:
             self._intake = Intake(self._workers)
         id = self._new_id(id)
@@ -157,17 +176,30 @@ class Engine:
 
     def abort(self, request_id: str) -> bool:
         """End a request now; its pages are free at once. False when no live request has this id."""
+        self._mend()
+        return self._abort(request_id)
+
+    def _abort(self, request_id: str) -> bool:
+        self._torn = []
         if request_id in self._preparing:
             assert self._intake is not None
             self._intake.cancel(request_id)
             del self._preparing[request_id]
             self._tell(StreamEvent(request_id, finish_reason="abort"))
+            self._torn = None
             return True
         request = self._live.get(request_id)
-        if request is None:
-            return False
-        self._finish(request, "abort")
-        return True
+        if request is not None:
+            self._torn = [request]
+            self._finish(request, "abort")
+        self._torn = None
+        return request is not None
+
+    def _give_up(self, requests: Sequence[Request | str]) -> None:
+        """Abort those of these requests that live, or are prepared under these ids; also when this is interrupted, by
+        the next call then."""
+        self._unwanted += requests
+        self._mend()
 
     def close(self) -> None:
         """Abort everything and end the worker threads."""
@@ -180,7 +212,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether step() has something to do or to tell."""
-        return bool(self._live or self._events or self._preparing)
+        return bool(self._live or self._events or self._preparing or self._torn is not None or self._unwanted)
 
     @property
     def stats(self) -> EngineStats:
@@ -196,11 +228,14 @@ class Engine:
     def step(self) -> list[StreamEvent]:
         """Compute one packed batch and draw a token (with drafts: some tokens) for each request that has caught up.
         Returns what happened since the last step, in order."""
+        self._mend()
+        self._torn = []
         self._take_in()
         self._look()
         chunks = self._schedule()
         if chunks:
             self._advance(chunks)
+        self._torn = None
         events, self._events = self._events, []
         return events
 
@@ -221,14 +256,17 @@ class Engine:
         failed: dict[str, StreamEvent] = {}
         try:
             for i, one in enumerate(requests):
-                ids.append(self.add(one) if isinstance(one, Request) else self.submit(keep(i, one)))
+                if isinstance(one, Request):
+                    ids.append(self.add(one))
+                else:
+                    ids.append(self._new_id(""))  # noted first: an interrupt of submit() finds it here
+                    self.submit(keep(i, one), id=ids[i])
             pending = list(range(len(ids)))
             while pending:
                 failed |= {event.request_id: event for event in self.step() if event.error is not None}
                 pending = [i for i in pending if ids[i] not in failed and not ((r := made[i]) and r.finished)]
         finally:
-            for request_id in ids:
-                self.abort(request_id)
+            self._give_up([*ids, *(one for one in requests if isinstance(one, Request))])
         return [
             request.completion() if request is not None and request.finished else _unmade(failed[request_id])
             for request, request_id in zip(made, ids, strict=True)
@@ -240,13 +278,16 @@ class Engine:
         Each event that is waited for steps the engine, so several streams may be read in turn. A stream that
         is closed early aborts its request.
         """
-        request_id = self.add(request)
-        self._followed[request_id] = deque(e for e in self._events if e.request_id == request_id)
-        return self._follow(request_id)
+        events = self._follow(request)
+        next(events)
+        return events
 
-    def _follow(self, request_id: str) -> Iterator[StreamEvent]:
-        events = self._followed[request_id]
+    def _follow(self, request: Request) -> Iterator[Any]:
+        """None once the request is added, then its events. Also what is closed before the first event ends it."""
         try:
+            request_id = self.add(request)
+            self._followed[request_id] = events = deque(e for e in self._events if e.request_id == request_id)
+            yield None
             while True:
                 while not events:
                     self.step()
@@ -255,8 +296,7 @@ class Engine:
                 if event.finish_reason is not None:
                     return
         finally:
-            self.abort(request_id)
-            del self._followed[request_id]
+            self._give_up([request])
 
     def _take_in(self) -> None:
         """Queue what the workers have prepared; with nothing else to do, wait for them a moment."""
@@ -274,9 +314,14 @@ class Engine:
                 if isinstance(made, Exception):
                     raise made
                 made.id = request_id
-                self.add(made)
+                self._check(made)
+                self._torn = [made]
+                self._enter(made)
             except Exception as error:
+                if isinstance(made, Request):
+                    made.exception = error
                 self._tell(StreamEvent(request_id, finish_reason="error", error=described(error)))
+            self._torn = []
 
     def _look(self) -> None:
         """Encode pictures for the prompts that come next, the most urgent first, within the vision budget."""
@@ -338,6 +383,7 @@ class Engine:
                 live.append((chunk.request, row, chunk.draft))
                 before[chunk.request.id] = len(chunk.request.output_ids)
                 row += 1 + len(chunk.draft)
+        self._torn = [request for request, _, _ in live]
         depth, wanted = 0, live
         while live:
             states = [request.sampling for request, _, _ in live if request.sampling is not None]
@@ -361,6 +407,7 @@ class Engine:
             if not request.finished:
                 self._scheduler.publish(request)
             self._drafts.learn(request, draft, request.output_ids[before[request.id] :])
+        self._torn = []
 
     def _take(self, request: Request, drawn: Drawn) -> None:
         """Append a drawn token to its request, and tell."""
@@ -411,12 +458,56 @@ class Engine:
         if reason != "error" and request.state is RequestState.RUNNING:
             self._scheduler.publish(request)
         self._scheduler.remove(request)
+        token, logprob = (None, None) if drawn is None else (drawn.token, drawn.logprob)
+        self._leave(request, StreamEvent(request.id, text, token, reason, logprob, request.error))
+
+    def _leave(self, request: Request, last: StreamEvent | None) -> None:
+        """Forget a request that holds no pages any more, and tell its last event."""
         self._runner.vision.release(request.id)
         self._drafts.forget(request)
-        del self._live[request.id]
         request.sampling = None
-        token, logprob = (None, None) if drawn is None else (drawn.token, drawn.logprob)
-        self._tell(StreamEvent(request.id, text, token, reason, logprob, request.error))
+        if last is not None:
+            self._tell(last)
+        del self._live[request.id]
+
+    def _mend(self) -> None:
+        """Finish what an exception has left in the middle, and abort what nobody wants any more.
+
+        Then nothing is believed but what one assignment has written: which requests there are, their tokens, and which
+        pages have which content. May itself be interrupted, and is then done again.
+        """
+        if self._torn is not None:
+            self._pool.restart()
+            told = {event.request_id for event in self._events if event.finish_reason is not None}
+            ended = [r for r in self._live.values() if r in self._torn or r.exception is not None or r.id in told]
+            self._scheduler.restart([request for request in self._live.values() if request not in ended])
+            self._runner.vision.restart()
+            for request in ended:
+                self._leave_torn(request, request.id in told)
+            self._texts = {i: text for i, text in self._texts.items() if i in self._live}
+            self._drafts.keep(self._live)
+            for request_id in [i for i in self._preparing if self._intake is None or not self._intake.knows(i)]:
+                self._tell(StreamEvent(request_id, finish_reason="abort"))
+                del self._preparing[request_id]
+            self._torn = None
+        while self._unwanted:
+            one = self._unwanted[-1]
+            if isinstance(one, str) or self._live.get(one.id) is one:
+                self._abort(one if isinstance(one, str) else one.id)
+            self._unwanted.pop()
+
+    def _leave_torn(self, request: Request, told: bool) -> None:
+        """End a request of which some books are closed and others are not."""
+        self._texts.pop(request.id, None)
+        request.reset()
+        request.state = RequestState.FINISHED
+        if told:
+            self._leave(request, None)
+            return
+        if request.exception is not None:
+            request.error = described(request.exception)
+        request.finish_reason = "abort" if request.exception is None else "error"
+        self._leave(request, StreamEvent(request.id, finish_reason=request.finish_reason, error=request.error))
 
     def _new_id(self, wanted: str) -> str:
         """An id that no live request has. ValueError for one in use."""
@@ -426,9 +517,9 @@ class Engine:
         return new
 
     def _tell(self, event: StreamEvent) -> None:
-        self._events.append(event)
         if event.request_id in self._followed:
             self._followed[event.request_id].append(event)
+        self._events.append(event)  # behind the other, as _mend() takes it for the sign that all was told
 
 
 def _unmade(event: StreamEvent) -> Completion:

@@ -46,10 +46,12 @@ class Spelled(Protocol):
 
 
 class Grammars:
-    """Compiled grammars of one tokenizer. vocabulary: columns of the model's logits. ends: ids that end an answer."""
+    """Compiled grammars of one tokenizer. vocabulary: columns of the model's logits. ends: ids that end an answer.
+    sides: of every picture, in the numbers that the model writes; None = pixels of the picture as it sees it."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int, ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int, ends: Collection[int], sides: Size | None = None) -> None:
         self._tokenizer, self._vocabulary, self._ends = tokenizer, vocabulary, frozenset(ends)
+        self._sides = sides
         self._kept: OrderedDict[tuple[Grammar, tuple[Size, ...]], Any] = OrderedDict()
 
     def guide(self, request: Request, patch: int = 14) -> Guide | None:
@@ -73,7 +75,7 @@ class Grammars:
         key = (grammar, sizes)
         if key not in self._kept:
             backend = self._backend
-            text = grammar_text(grammar, sizes, getattr(self._tokenizer, "added_tokens", ()))
+            text = grammar_text(grammar, sizes, getattr(self._tokenizer, "added_tokens", ()), self._sides)
             matcher = LLMatcher(backend, text, log_level=0)
             if matcher.is_error():
                 fault = " ".join(str(matcher.get_error()).split())[:300]

@@ -38,9 +38,10 @@ def knows_pictures(grammar: Grammar) -> bool:
     return grammar.kind == "json_schema" and (f'"{BOX}"' in grammar.source or f'"{POINT}"' in grammar.source)
 
 
-def grammar_text(grammar: Grammar, sizes: Sequence[Size], added: Collection[str]) -> str:
-    """What llguidance compiles. sizes: of the pictures and videos as the model sees them, in order. added: the
-    tokenizer's added tokens. ValueError for a schema that cannot be kept to while an answer is written."""
+def grammar_text(grammar: Grammar, sizes: Sequence[Size], added: Collection[str], sides: Size | None = None) -> str:
+    """What llguidance compiles. sizes: of the pictures and videos as the model sees them, in order; sides: what their
+    sides are in the numbers that the model writes, where these are no pixels. added: the tokenizer's added tokens.
+    ValueError for a schema that cannot be kept to while an answer is written."""
     from llguidance import LLMatcher
 
     if grammar.kind == "lark":
@@ -48,13 +49,15 @@ def grammar_text(grammar: Grammar, sizes: Sequence[Size], added: Collection[str]
     if grammar.kind == "regex":
         return str(LLMatcher.grammar_from_regex(grammar.source))
     schema = {"type": "object"} if grammar.kind == "json" else _read(grammar.source)
-    _check(_places_as(schema, sizes, boxes=False), LLMatcher)
-    body, rules = _Rules(_places_as(schema, sizes, boxes=True), sizes).text()
+    _check(_places_as(schema, sizes, sides, boxes=False), LLMatcher)
+    body, rules = _Rules(_places_as(schema, sizes, sides, boxes=True), sizes, sides).text()
     before, after = _literal(grammar.before, added), _literal(grammar.after, added)
     thought = ""
     if grammar.thought:  # any text, up to where the rest begins
         lazy = before[0].startswith('"')
-        thought = f"thought[lazy]: TEXT {before[0]}\nTEXT: /(.|\\n)*/\n" if lazy else "thought: /(.|\\n)*/\n"
+        options = ["lazy"] * lazy + ([] if grammar.thought is True else [f"max_tokens={grammar.thought}"])
+        thought = f"thought[{', '.join(options)}]: " if options else "thought: "
+        thought += f"TEXT {before[0]}\nTEXT: /(.|\\n)*/\n" if lazy else "/(.|\\n)*/\n"
         before = ["thought", *before[lazy:]]
     return str(LLMatcher.grammar_from_lark(f"start: {' '.join((*before, body, *after))}\n{thought}{rules}"))
 
@@ -98,12 +101,12 @@ def _mapped(schema: Schema, change: Any) -> Schema:
     return mapped
 
 
-def _places_as(schema: Schema, sizes: Sequence[Size], boxes: bool) -> Schema:
+def _places_as(schema: Schema, sizes: Sequence[Size], sides: Size | None, boxes: bool) -> Schema:
     """The schema with points as bounded integers; boxes stay as they are, or become bounded integers too."""
 
     def place(node: Schema) -> Schema:
         if is_place(node, POINT) or (not boxes and is_place(node, BOX)):
-            width, height = size_of(node, sizes)
+            width, height = _written_size(node, sizes, sides)
             edge = int(is_place(node, POINT))
             bounds = [{"type": "integer", "minimum": 0, "maximum": side - edge} for side in (width, height)]
             items = bounds if is_place(node, POINT) else bounds * 2
@@ -127,6 +130,12 @@ def size_of(place: Mapping[str, Any], sizes: Sequence[Size]) -> Size:
     return sizes[at]
 
 
+def _written_size(place: Mapping[str, Any], sizes: Sequence[Size], sides: Size | None) -> Size:
+    """The size of a place's picture in the numbers that the model writes."""
+    size = size_of(place, sizes)  # also where it is not needed: that it is clear is asked for in both families
+    return sides or size
+
+
 def _literal(text: str, added: Collection[str]) -> list[str]:
     """A text as Lark: strings, and added tokens between them."""
     pattern = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))
@@ -137,8 +146,8 @@ def _literal(text: str, added: Collection[str]) -> list[str]:
 class _Rules:
     """A schema with boxes as rules."""
 
-    def __init__(self, schema: Schema, sizes: Sequence[Size]) -> None:
-        self._whole, self._sizes = schema, sizes
+    def __init__(self, schema: Schema, sizes: Sequence[Size], sides: Size | None) -> None:
+        self._whole, self._sizes, self._sides = schema, sizes, sides
         self._rules: dict[str, str] = {}
         self._boxes: dict[Size, str] = {}
         self._references: dict[str, str] = {}
@@ -153,7 +162,7 @@ class _Rules:
         if not self._has_box(schema, set()):
             return self._part(schema)
         if is_place(schema, BOX):
-            size = size_of(schema, self._sizes)
+            size = _written_size(schema, self._sizes, self._sides)
             return self._boxes.setdefault(size, f"box{len(self._boxes)}")
         if "$ref" in schema:
             _only(schema, "$ref")

@@ -8,7 +8,7 @@ never the answer: a token is taken from it only if it is the one that would have
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,3 +144,7 @@ class Drafts:
     def forget(self, request: Request) -> None:
         """A request that is done."""
         self._lookups.pop(request.id, None)
+
+    def keep(self, ids: Container[str]) -> None:
+        """Forget all requests but those of these ids."""
+        self._lookups = {one: lookup for one, lookup in self._lookups.items() if one in ids}

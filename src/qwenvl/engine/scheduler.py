@@ -8,7 +8,7 @@ prompt and answer, so that nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .blocks import PAGE, PagePool
@@ -72,6 +72,15 @@ class Scheduler:
         else:
             self.waiting.remove(request)
         request.state = RequestState.FINISHED
+
+    def restart(self, requests: Sequence[Request]) -> None:
+        """Only these requests are there, none of which holds a page any more: all of them wait."""
+        for request in requests:
+            request.reset()
+            if request.state is not RequestState.WAITING:
+                request.state, request.queued = RequestState.WAITING, self._steps
+        self.running = []
+        self.waiting = sorted(requests, key=self._urgency)
 
     def upcoming(self, count: int) -> list[Request]:
         """Requests whose prompts are computed now or next, the most urgent first: those that run and have not caught

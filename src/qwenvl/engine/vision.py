@@ -80,6 +80,11 @@ class Vision:
         for key in [key for key in self._parts if key not in wanted]:
             del self._parts[key]
 
+    def restart(self) -> None:
+        """Nobody shows anything now, and what is encoded in part is begun anew: the caller was interrupted."""
+        self._parts.clear()
+        self.cache.restart()
+
     @property
     def has_parts(self) -> bool:
         return bool(self._parts)

@@ -108,6 +108,12 @@ class VisionCache:
                 del self._owners[key]
         self._shrink()
 
+    def restart(self) -> None:
+        """End all pins, and count anew what is held: a caller was interrupted in the middle of something."""
+        self._owners.clear()
+        self._pins.clear()
+        self.nbytes = sum(embeds.nbytes for embeds in self._held.values())
+
     def _note_miss(self, key: str) -> None:
         if key in self._missed:
             return

@@ -86,16 +86,21 @@ def _flat(frames: Iterable[Any]) -> Iterator[Any]:
 
 def _plain(value: Any) -> Any:
     """Tensors as arrays [H, W, 3], without knowing torch; anything else as it is."""
-    if not isinstance(value, np.ndarray) and hasattr(value, "detach"):
+    if _is_tensor(value):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape[0] == 3 and value.shape[2] not in (3, 4):
         value = np.ascontiguousarray(value.transpose(1, 2, 0))
     return value
 
 
+def _is_tensor(value: Any) -> bool:
+    """Told without torch. A file object has detach() too."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
 def _array(source: Any) -> np.ndarray:
     """[T, H, W, 3] with values from 0 to 255. Raises MediaError for anything else."""
-    value = source.detach().cpu().numpy() if hasattr(source, "detach") else source
+    value = source.detach().cpu().numpy() if _is_tensor(source) else source
     if not isinstance(value, np.ndarray):
         raise MediaError(
             f"a video of type {type(source).__name__} cannot be read: expected a path, an address, bytes, a list of "

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qwenvl.tasks.grounding import places_of
 from qwenvl.tasks.places import Box, Frame, Point, places_to_dicts
@@ -95,6 +95,15 @@ class Seen:
     video_sizes: list[ImageSize]
     video_times: list[tuple[float, ...]]
     frame: Frame = "auto"
+
+
+class Stream(Protocol):
+    """An answer piece by piece, and whole once all pieces are read."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    @property
+    def answer(self) -> Answer: ...
 
 
 class AnswerStream:

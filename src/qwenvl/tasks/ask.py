@@ -67,11 +67,11 @@ class _Job:
             raise
         return self._made[0]
 
-    def answer(self, completion: Completion, seconds: float, tokenizer: Decoder) -> Answer:
-        """Raises what preparing or computing raised."""
+    def outcome(self, completion: Completion, seconds: float, tokenizer: Decoder) -> Answer | Exception:
+        """The answer, or what preparing or computing raised."""
         error = self._error or (self._made[0].exception if self._made else None)
         if error is not None:
-            raise error
+            return error
         assert self._made is not None
         return answer_about(self._made[1], completion, seconds, seconds, tokenizer)
 
@@ -183,13 +183,31 @@ class Assistant:
     def reply_many(
         self, conversations: Sequence[Messages], sampling: SamplingParams | None = None, *, tools: Tools = None
     ) -> list[Answer]:
-        """The next messages of several conversations, computed together as in `ask_many`."""
+        """The next messages of several conversations, computed together as in `ask_many`. Raises what the first that
+        failed met with."""
+        answers = []
+        for outcome in self.reply_each(conversations, sampling, tools=tools):
+            if isinstance(outcome, Exception):
+                raise outcome
+            answers.append(outcome)
+        return answers
+
+    def reply_each(
+        self, conversations: Sequence[Messages], sampling: SamplingParams | None = None, *, tools: Tools = None
+    ) -> list[Answer | Exception]:
+        """As `reply_many`, but one that fails fails alone: in its place is what it met with."""
         started = time.perf_counter()
         jobs = [_Job(partial(self.prepare_reply, messages, sampling, tools=tools)) for messages in conversations]
-        completions = self.engine.run([job() for job in jobs] if len(jobs) == 1 else jobs)
+        if len(jobs) == 1:  # without threads
+            try:
+                completions = self.engine.run([jobs[0]()])
+            except Exception as error:
+                return [error]
+        else:
+            completions = self.engine.run(jobs)
         seconds = time.perf_counter() - started
         tokenizer = self.processor.tokenizer
-        return [job.answer(completion, seconds, tokenizer) for job, completion in zip(jobs, completions, strict=True)]
+        return [job.outcome(completion, seconds, tokenizer) for job, completion in zip(jobs, completions, strict=True)]
 
     def stream_reply(
         self, messages: Messages, sampling: SamplingParams | None = None, *, tools: Tools = None

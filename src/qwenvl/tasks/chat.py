@@ -23,8 +23,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from qwenvl.tasks.answer import Answer
+from qwenvl.tasks.answer import Answer, Stream
 from qwenvl.types import SamplingParams
+from qwenvl.whole_file import write_whole
 
 if TYPE_CHECKING:
     from qwenvl.tasks.ask import Assistant
@@ -32,15 +33,6 @@ if TYPE_CHECKING:
 Kind = Literal["image", "video"]
 ROOM = 128  # positions that must be left for an answer, where --max-new-tokens does not ask for less
 AROUND = 16  # most tokens that a chat template writes around a message
-
-
-class Stream(Protocol):
-    """An answer piece by piece, and whole once all pieces are read."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    @property
-    def answer(self) -> Answer: ...
 
 
 class Replies(Protocol):
@@ -223,7 +215,8 @@ class Chat:
         """Write the conversation as JSON: {"messages": as the documents write them}, files with their whole paths.
         Pictures and videos are named and not copied."""
         written = self._written(self.turns, _named)
-        Path(path).write_text(json.dumps({"messages": written}, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        text = json.dumps({"messages": written}, ensure_ascii=False, indent=1) + "\n"
+        write_whole(Path(path), text.encode())
 
     def load(self, path: str | os.PathLike[str], opened: Callable[[Kind, str, dict[str, Any]], Any]) -> None:
         """Take up a conversation that `save` wrote, or a list of messages, in place of this one.

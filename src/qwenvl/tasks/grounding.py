@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from qwenvl.tasks.answers import find_places, parse_boxes, with_confidence
@@ -92,8 +93,10 @@ def locate(
     sampling: greedy unless given. An item that was written twice is given once.
 
     A function ask(pictures, question) in place of an assistant is asked as it is: min_tokens and confidence are the
-    assistant's part. Raises ValueError for an empty `what`, and whatever the assistant does.
+    assistant's part. Raises ValueError for an empty `what`, for a video or several pictures, and whatever the
+    assistant does.
     """
+    check_one_picture(image)
     things = [what] if isinstance(what, str) else list(what)
     if not things or not all(thing.strip() for thing in things):
         raise ValueError("what to locate is empty: name a thing, for example 'red circle'")
@@ -104,6 +107,17 @@ def locate(
         named = [place if place.label else replace(place, label=_name(thing)) for place in found]
         places += _refined(look, image, thing, named) if refine else named
     return list(without_repeats(places))
+
+
+def check_one_picture(image: Any) -> None:
+    """ValueError for a video or a list, whose numbers would be places in no single picture."""
+    from qwenvl.media.kinds import is_video
+
+    if isinstance(image, list | tuple):
+        raise ValueError(f"a list of {len(image)} was given: expected one picture; ask about each on its own")
+    if is_video(image):
+        name = image if isinstance(image, str | PathLike) else f"a {type(image).__name__}"
+        raise ValueError(f"{name} is a video: expected a picture; ask about its frames, or use events")
 
 
 def places_of(answer: Answered, picture: int = 0, frame: Frame = "auto") -> list[Place]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol
 
-from qwenvl.tasks.grounding import LOOP, Answered, frame_of, least_pixels, places_of
+from qwenvl.tasks.grounding import LOOP, Answered, check_one_picture, frame_of, least_pixels, places_of
 from qwenvl.tasks.places import Box, reading_order, without_repeats
 from qwenvl.types import LoopRule, SamplingParams
 
@@ -48,8 +48,9 @@ def read_text(
     """All the text of the picture in reading order, lines as they stand; "" where the model writes nothing.
 
     A fence around the whole answer is taken off. min_tokens: as in `locate`. sampling: greedy unless given, up to
-    8,192 tokens; text that is longer ends there.
+    8,192 tokens; text that is longer ends there. Raises ValueError for a video or several pictures.
     """
+    check_one_picture(image)
     sampling = sampling or SamplingParams(max_new_tokens=MAX_NEW_TOKENS, stop_loops=LoopRule())
     answer = assistant.ask([image], READ_PROMPT, sampling, min_pixels=least_pixels(assistant, min_tokens))
     fenced = _FENCE.fullmatch(answer.text)
@@ -71,6 +72,7 @@ def spot_text(
     in_reading_order: line by line from the top, in place of the model's own order, which knows columns. The rest as in
     `locate`; an item without text is left out. Raises ValueError for another level.
     """
+    check_one_picture(image)
     if level not in ("line", "word"):
         raise ValueError(f"level={level!r} is not known: expected 'line' or 'word'")
     sampling = sampling or SamplingParams(max_new_tokens=MAX_NEW_TOKENS, stop_loops=LOOP)

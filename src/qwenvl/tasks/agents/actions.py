@@ -7,6 +7,8 @@ Does not know devices: it says what is wanted, not how it is done.
 Written forms that are read beside the documented ones: coordinates as text ("(12, 34)", "[12, 34]"), as {"x", "y"} and
 as a box (its centre); keys as one text ("ctrl+c") and under "text"; numbers as text. A field that the action does not
 use is left aside: models add empty ones.
+FIELDS is the one table of what a field may be: how it is read, what is said where it makes no sense, and what the
+grammar of constrained answers (grammar.py) lets a model write.
 Example: read_action("computer_use", {"action": "left_click", "coordinate": [658, 364]})
         .scaled((1316, 728), (1920, 1080))
     -> Action("left_click", coordinate=(960.0, 540.0))
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,6 +28,7 @@ Size = tuple[int, int]
 XY = tuple[float, float]
 
 LONGEST_WAIT = 60.0
+LONGEST_TEXT, LONGEST_SCROLL = 2000, 100_000  # characters and pixels that a constrained answer may write
 DEFAULT_WAIT = 2.0  # seconds of a wait or a long press that does not say how long
 # What each action must have, and what it may have.
 _COMPUTER: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -145,9 +148,9 @@ def read_action(tool: str, arguments: Mapping[str, Any]) -> Action:
             (arguments[alias] for alias in _ALIASES.get(field, (field,)) if not _empty(arguments, alias)), None
         )
         if value is not None:
-            fields[field] = _READERS[field](value, f"{name}: {field}")
+            fields[field] = FIELDS[field].read(value, f"{name}: {field}")
         elif field in required and not (field == "text" and arguments.get("text") == ""):
-            raise ActionError(f"{name} needs {field}: {_WANTED[field]}")
+            raise ActionError(f"{name} needs {field}: {FIELDS[field].wanted}")
     if name in ("wait", "long_press"):
         fields.setdefault("time", DEFAULT_WAIT)
     return Action(name, **fields)
@@ -158,22 +161,10 @@ def _empty(arguments: Mapping[str, Any], name: str) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and len(value) == 0)
 
 
-_WANTED = {
-    "coordinate": "[x, y] in pixels of the screenshot",
-    "coordinate2": "[x, y] in pixels of the screenshot, where it ends",
-    "text": "a text",
-    "keys": 'a list of key names, such as ["ctrl", "c"]',
-    "pixels": "a number, above 0 to scroll up, below 0 to scroll down",
-    "time": f"seconds, from 0 to {LONGEST_WAIT:g}",
-    "button": f"one of {', '.join(SYSTEM_BUTTONS)}",
-    "status": f"one of {', '.join(STATUSES)}",
-}
-
-
 def _wrong(value: Any, where: str) -> ActionError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return ActionError(f"{where} is {shown}, expected {_WANTED[where.rpartition(' ')[2]]}")
+    return ActionError(f"{where} is {shown}, expected {FIELDS[where.rpartition(' ')[2]].wanted}")
 
 
 def _number(value: Any, where: str) -> float:
@@ -248,13 +239,37 @@ def _one_of(names: tuple[str, ...]) -> Any:
     return read
 
 
-_READERS = {
-    "coordinate": _point,
-    "coordinate2": _point,
-    "text": _text,
-    "keys": _keys,
-    "pixels": _number,
-    "time": _time,
-    "button": _one_of(SYSTEM_BUTTONS),
-    "status": _one_of(STATUSES),
+@dataclass(frozen=True)
+class Field:
+    """A field of an action. read(value, where) -> what it means, or ActionError; wanted: what is expected, in words;
+    schema: what a constrained answer writes."""
+
+    read: Callable[[Any, str], Any]
+    wanted: str
+    schema: Mapping[str, Any]
+
+
+_ON_SCREEN = {"type": "array", "format": "point_2d", "picture": -1}  # the last picture of the prompt
+# In the order in which they are written.
+FIELDS: Mapping[str, Field] = {
+    "keys": Field(
+        _keys,
+        'a list of key names, such as ["ctrl", "c"]',
+        {"type": "array", "items": {"type": "string", "pattern": r"^\S{1,24}$"}, "minItems": 1, "maxItems": 6},
+    ),
+    "text": Field(_text, "a text", {"type": "string", "minLength": 1, "maxLength": LONGEST_TEXT}),
+    "coordinate": Field(_point, "[x, y] in pixels of the screenshot", _ON_SCREEN),
+    "coordinate2": Field(_point, "[x, y] in pixels of the screenshot, where it ends", _ON_SCREEN),
+    "pixels": Field(
+        _number,
+        "a number, above 0 to scroll up, below 0 to scroll down",
+        {"type": "integer", "minimum": -LONGEST_SCROLL, "maximum": LONGEST_SCROLL},
+    ),
+    "time": Field(
+        _time,
+        f"seconds, from 0 to {LONGEST_WAIT:g}",
+        {"type": "integer", "minimum": 0, "maximum": int(LONGEST_WAIT)},
+    ),
+    "button": Field(_one_of(SYSTEM_BUTTONS), f"one of {', '.join(SYSTEM_BUTTONS)}", {"enum": list(SYSTEM_BUTTONS)}),
+    "status": Field(_one_of(STATUSES), f"one of {', '.join(STATUSES)}", {"enum": list(STATUSES)}),
 }

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from qwenvl.tasks.agents.actions import Action, ActionError, Size, read_action
 from qwenvl.tasks.agents.devices import Device, DeviceLostError
+from qwenvl.tasks.agents.grammar import CALL_TOKENS, action_grammar
 from qwenvl.tasks.agents.prompts import step_messages, tool_schema, written_call
+from qwenvl.tasks.agents.schemas import Tool
 from qwenvl.tasks.agents.trace import Trace
 from qwenvl.tasks.calls import ToolCall, parse_calls
 from qwenvl.types import ImageSize, SamplingParams
@@ -137,7 +139,9 @@ class Agent:
     approve(proposal) is asked before every action that touches the screen (not wait, not terminate); False ends the
     run. dry_run: the first action is made known and not done. trace: a folder, new or empty, for steps and pictures.
     min_pixels, max_pixels: by which screenshots are resized, as in the processor. on_step is told each step when it is
-    over. patience: after how many equal actions without an effect the run ends.
+    over. patience: after how many equal actions without an effect the run ends. constrained: the model can write
+    nothing but thoughts and then one action that can be read, with coordinates within the screenshot (needs
+    qwenvl[grammar]); an answer that max_new_tokens cuts is still none.
     """
 
     def __init__(
@@ -154,6 +158,7 @@ class Agent:
         min_pixels: int = MIN_PIXELS,
         max_pixels: int = MAX_PIXELS,
         patience: int = 3,
+        constrained: bool = False,
         on_step: Callable[[Step], None] | None = None,
     ) -> None:
         if not task.strip():
@@ -163,6 +168,8 @@ class Agent:
                 raise ValueError(f"{name}={value}: expected 1 or more")
         self.assistant, self.device, self.task = assistant, device, task.strip()
         self.max_steps, self.dry_run, self.approve, self.patience = max_steps, dry_run, approve, patience
+        if constrained:
+            sampling = _constrained(sampling or SamplingParams(), device.tool)
         self.sampling, self.limits, self.on_step = sampling, (min_pixels, max_pixels), on_step
         self.steps: list[Step] = []
         self._done: list[str] = []  # the progress lines of the next prompt
@@ -284,6 +291,19 @@ class Agent:
         if all(not other.changed for other in last) and step.action and step.action.action != "wait":
             return "stuck", f"the same action changed nothing {self.patience} times: {step.action}"
         return None
+
+
+def _constrained(sampling: SamplingParams, tool: Tool) -> SamplingParams:
+    """The same sampling under the grammar of a tool's actions."""
+    if sampling.grammar is not None:
+        raise ValueError("constrained=True brings a grammar of its own: leave out the one in sampling")
+    thought = sampling.max_new_tokens - CALL_TOKENS
+    if thought < 1:
+        raise ValueError(
+            f"max_new_tokens={sampling.max_new_tokens} leaves no thought before an action: give at least "
+            f"{CALL_TOKENS + 1}, or constrained=False"
+        )
+    return replace(sampling, grammar=action_grammar(tool, thought))
 
 
 def _same(step: Step, other: Step) -> bool:

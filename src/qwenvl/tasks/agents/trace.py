@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from qwenvl.tasks.agents.actions import Action, Size
 from qwenvl.tasks.agents.devices import Device, DeviceLostError
+from qwenvl.whole_file import write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +73,7 @@ class Trace:
 
     def _write(self) -> None:
         text = json.dumps(self.head, ensure_ascii=False, indent=2)
-        (self.folder / "run.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(self.folder / "run.json", f"{text}\n".encode())
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ def _content(page: Page, before: Page | None) -> Iterator[int]:
 def _whole(one: Block, two: Block, page: int) -> Block | None:
     """Both as one block, if the second goes on with the first."""
     until = {**one.attributes, "until_page": str(page)}
+    if any(child.box is not None for child in two.children):
+        return None  # it lies on its own page
     if one.kind == two.kind == "paragraph" and not one.children:
         goes_on = two.text[:1].islower() or (_without_spaces(one.text[-1:]) and _without_spaces(two.text[:1]))
         if not goes_on or _ENDED.search(one.text):

@@ -28,7 +28,7 @@ def events(
     end: float | None = None,
     fps: float | None = None,
     coarse_fps: float = COARSE_FPS,
-    frames: int | None = None,
+    max_frames: int | None = None,
     exhaustive: bool = False,
     max_calls: int = MOST_CALLS,
     merge: bool = False,
@@ -43,7 +43,7 @@ def events(
     video: what `read_video` takes: a path, an address, bytes, a Video, a list of frames. query: what to look for, such
     as "a man opens the door"; None: all that happens. start, end: the part of the file to look at, seconds; events
     are still told in seconds of the file. fps: frames a second that the model is shown at least (2, as recommended).
-    frames: most frames of one look; None: what the checkpoint takes (768, or less).
+    max_frames: most frames of one look; None: what the checkpoint takes (768, or less).
 
     A video that fits into one look is shown at once. A longer one is searched for the query coarse to fine: windows at
     coarse_fps, then a closer look at what they found; with exhaustive=True, and without a query, in windows at fps, one
@@ -55,9 +55,9 @@ def events(
 
     Raises ValueError for a video that cannot be read, a part that is not there, and numbers that make no sense.
     """
-    check_options(query, prompt, start, end, fps, coarse_fps, frames, max_calls, min_confidence)
+    check_options(query, prompt, start, end, fps, coarse_fps, max_frames, max_calls, min_confidence)
     question = prompt_of(query, prompt)
-    view = view_of(assistant, frames)
+    view = view_of(assistant, max_frames)
     name = None if query is None else " ".join(query.split())
     asker = Asker(assistant, question, name, sampling, max_calls, on_progress)
     with Film(video, view, policy) as film:
@@ -86,13 +86,13 @@ def check_options(
     end: float | None = None,
     fps: float | None = None,
     coarse_fps: float = COARSE_FPS,
-    frames: int | None = None,
+    max_frames: int | None = None,
     max_calls: int = MOST_CALLS,
     min_confidence: float = 0.0,
 ) -> None:
     """ValueError for what no video and no model could be asked with."""
     prompt_of(query, prompt)
-    view_of(None, frames)
+    view_of(None, max_frames)
     for name, rate in (("fps", fps), ("coarse_fps", coarse_fps)):
         if rate is not None and not (math.isfinite(rate) and rate > 0):
             raise ValueError(f"{name}={rate}: expected frames a second, above 0")

@@ -34,13 +34,13 @@ class View:
         return VideoOptions(min_pixels=self.min_pixels, max_pixels=max(self.min_pixels, min(self.max_pixels, share)))
 
 
-def view_of(assistant: Any, frames: int | None = None) -> View:
+def view_of(assistant: Any, max_frames: int | None = None) -> View:
     """What an assistant takes: the limits of its video processor and the positions of its model, where it has them.
 
-    frames: most frames of one look, in place of the checkpoint's. Raises ValueError unless that is 4 or more.
+    max_frames: most frames of one look, in place of the checkpoint's. Raises ValueError unless that is 4 or more.
     """
-    if frames is not None and frames < 4:
-        raise ValueError(f"frames={frames} of a look: expected 4 or more")
+    if max_frames is not None and max_frames < 4:
+        raise ValueError(f"max_frames={max_frames} of a look: expected 4 or more")
     videos = getattr(getattr(assistant, "processor", None), "video_processor", None)
     config = getattr(getattr(assistant, "model", None), "config", None)
     size = getattr(videos, "size", None) or {}
@@ -48,6 +48,6 @@ def view_of(assistant: Any, frames: int | None = None) -> View:
     high = max(low, min(MAX_PIXELS, size.get("longest_edge", MAX_PIXELS)))
     positions = getattr(config, "max_position_embeddings", None)
     total = TOTAL_PIXELS if positions is None else min(TOTAL_PIXELS, int(positions * CONTEXT) * 28 * 28)
-    most = frames or min(MOST_FRAMES, getattr(videos, "max_frames", MOST_FRAMES))
+    most = max_frames or min(MOST_FRAMES, getattr(videos, "max_frames", MOST_FRAMES))
     most = max(4, min(most, total * 2 // low))
     return View(most - most % 2, low, high, total)

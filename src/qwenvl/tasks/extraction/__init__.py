@@ -7,7 +7,7 @@ other tasks. Does not know the engine: it asks with SamplingParams(grammar=...).
 
 from __future__ import annotations
 
-from qwenvl.tasks.extraction.extract import Extraction, ExtractionError, classify, extract
+from qwenvl.tasks.extraction.extract import Extraction, ExtractionError, classify, extract, extract_many
 from qwenvl.tasks.extraction.grammars import choice_grammar, labels_grammar, tool_call_grammar
 from qwenvl.tasks.extraction.places import BBox2D, Point2D
 from qwenvl.tasks.extraction.schemas import Wanted, wanted
@@ -21,6 +21,7 @@ __all__ = [
     "choice_grammar",
     "classify",
     "extract",
+    "extract_many",
     "labels_grammar",
     "tool_call_grammar",
     "wanted",

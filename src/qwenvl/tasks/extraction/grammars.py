@@ -31,7 +31,7 @@ def choice_grammar(choices: Sequence[str]) -> Grammar:
 
 
 def tool_call_grammar(
-    tools: Sequence[Mapping[str, Any]], *, points: Collection[str] = (), picture: int = -1, thought: bool = False
+    tools: Sequence[Mapping[str, Any]], *, points: Collection[str] = (), picture: int = -1, thought: bool | int = False
 ) -> Grammar:
     """One call of one of these tools, as the chat template shows calls:
 
@@ -41,7 +41,7 @@ def tool_call_grammar(
 
     tools: descriptions of functions, bare or within {"type": "function", "function": {...}}. points: names of arguments
     that are [x, y] in a picture of the prompt ("coordinate" of computer_use), that of index `picture` (-1 = the last).
-    thought: any text may stand before the call.
+    thought: any text may stand before the call; a number: of at most so many tokens.
     """
     if not tools:
         raise ValueError("there are no tools: give at least one description")

@@ -1,4 +1,5 @@
-"""Places among extracted fields: from pixels of the picture as the model sees it to pixels of the original.
+"""Places among extracted fields: from what the model writes (pixels of the picture as it sees it, or thousandths of
+its sides) to pixels of the original.
 
 In: data as the model wrote it, the schema, sizes of the pictures. Out: the same data with other numbers.
 
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qwenvl.tasks.extraction.schemas import BOX, POINT, Wanted
+from qwenvl.tasks.places import Frame, frame_sides
 from qwenvl.types import ImageSize
 
 
@@ -56,18 +58,21 @@ def _tuple_schema(place: type[BBox2D] | type[Point2D]) -> Any:
     return core_schema.no_info_after_validator_function(lambda values: place(*values), numbers)
 
 
-def to_original(wanted: Wanted, data: Any, sizes: Sequence[ImageSize], schema: Any = None) -> Any:
+def to_original(
+    wanted: Wanted, data: Any, sizes: Sequence[ImageSize], frame: Frame = "auto", schema: Any = None
+) -> Any:
     """The data with its places in original pixels: whole numbers where the schema wants integers (rounded so that a box
-    keeps all that it had), else to a hundredth."""
+    keeps all that it had), else to a hundredth. frame: what the numbers count; "auto" = pixels as the model sees
+    them."""
     branches = list(wanted.branches(wanted.schema if schema is None else schema))
     for branch in branches:
         form = branch.get("format")
         if form in (BOX, POINT) and isinstance(data, list) and len(data) == (4 if form == BOX else 2):
-            return _place(data, size_of(branch, sizes), _whole(wanted, branch))
+            return _place(data, size_of(branch, sizes), frame, _whole(wanted, branch))
     if isinstance(data, Mapping):
-        return {key: to_original(wanted, value, sizes, _property(branches, key)) for key, value in data.items()}
+        return {key: to_original(wanted, value, sizes, frame, _property(branches, key)) for key, value in data.items()}
     if isinstance(data, list):
-        return [to_original(wanted, value, sizes, _item(branches, i)) for i, value in enumerate(data)]
+        return [to_original(wanted, value, sizes, frame, _item(branches, i)) for i, value in enumerate(data)]
     return data
 
 
@@ -99,9 +104,10 @@ def _whole(wanted: Wanted, place: Mapping[str, Any]) -> bool:
     return any(branch.get("type") == "integer" for branch in wanted.branches(place.get("items", {})))
 
 
-def _place(numbers: Sequence[float], size: ImageSize, whole: bool) -> list[float]:
+def _place(numbers: Sequence[float], size: ImageSize, frame: Frame, whole: bool) -> list[float]:
     limits = (size.width, size.height) * 2
-    scales = (size.width / size.resized_width, size.height / size.resized_height) * 2
+    wide, high = frame_sides(size, "resized" if frame == "auto" else frame)
+    scales = (size.width / wide, size.height / high) * 2
     placed = [min(max(n * s, 0.0), limit) for n, s, limit in zip(numbers, scales, limits, strict=False)]
     if not whole:
         return [round(value, 2) for value in placed]

@@ -18,22 +18,11 @@ from qwenvl.tasks.parsing.settings import ParseSettings
 from qwenvl.types import ImageSize, SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from PIL.Image import Image
 
-    from qwenvl.tasks.answer import Answer
+    from qwenvl.tasks.answer import Answer, Stream
 
 ONE_COLOUR = 8  # levels of grey by which a blank page may differ
-
-
-class Stream(Protocol):
-    """Pieces of an answer, and then all of it."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    @property
-    def answer(self) -> Answer: ...
 
 
 class Replies(Protocol):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from qwenvl.tasks.documents import (
     Document,
     Page,
     crop_blocks,
+    merge_pages,
     overlay,
     searchable_pdf,
     to_html,
@@ -20,8 +22,8 @@ from qwenvl.tasks.documents import (
     to_text,
 )
 from qwenvl.tasks.parsing.pages import Budget, PageFile, PageImage
-from qwenvl.tasks.parsing.store import write_whole
 from qwenvl.types import ImageSize
+from qwenvl.whole_file import write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,13 +42,16 @@ def write_files(
     file: PageFile | None = None,
     overlays: bool = False,
     crops: bool = False,
+    merge: bool = False,
 ) -> list[Path]:
     """Write BASE.md, BASE.json, BASE.html, BASE.txt and BASE.pdf as `formats` say; which files there are now.
 
     The PDF is the page pictures with the text behind them, to be searched. overlays: BASE-overlay/page-0001.png, the
     blocks outlined and numbered. crops: BASE-crops/, tables, formulas and figures, to which Markdown and HTML then
-    link. These three need the pictures: `file` is what the pages were read from; they are drawn again, finer, one by
-    one. Raises ValueError for an unknown format, and pictures that are asked for without a file.
+    link. merge: paragraphs and tables that go on over the page are joined, on the page where they begin (merge_pages);
+    not in the PDF, the overlays and the crops, which show what stands on each page. These three need the pictures:
+    `file` is what the pages were read from; they are drawn again, finer, one by one. Raises ValueError for an unknown
+    format, pictures that are asked for without a file, and a name at which `file` itself stands.
     """
     unknown = [name for name in formats if name not in ENDINGS]
     if unknown:
@@ -56,12 +61,15 @@ def write_files(
         raise ValueError("a PDF, overlays and crops need the pages' pictures: give file=, as open_pages gives it")
     base = Path(base)
     base.parent.mkdir(parents=True, exist_ok=True)
+    if file is not None:
+        _spare(file, (base.parent / f"{base.name}{ENDINGS[name]}" for name in formats))
     folder = f"{base.name}-crops" if crops else None
+    whole = merge_pages(document) if merge else document
     texts: dict[str, Callable[[], str]] = {
-        "md": lambda: to_markdown(document, crops=folder, page_breaks=len(document.pages) > 1),
-        "json": lambda: to_json(document),
-        "html": lambda: to_html(document, crops=folder),
-        "text": lambda: to_text(document),
+        "md": lambda: to_markdown(whole, crops=folder, page_breaks=len(whole.pages) > 1),
+        "json": lambda: to_json(whole),
+        "html": lambda: to_html(whole, crops=folder),
+        "text": lambda: to_text(whole),
     }
     written: list[Path] = []
     for name, make in texts.items():
@@ -73,6 +81,18 @@ def write_files(
         assert file is not None
         written += _pictures(document, base, file, "pdf" in formats, overlays, crops)
     return written
+
+
+def _spare(file: PageFile, paths: Iterable[Path]) -> None:
+    """ValueError when one of the paths is the document that was read, told by content: PDF files come out as PDF files,
+    often beside where they came from."""
+    for path in paths:
+        if not path.is_file():
+            continue
+        with path.open("rb") as there:
+            same = hashlib.file_digest(there, "sha256").hexdigest() == file.digest
+        if same:
+            raise ValueError(f"{path} is the document itself and would be written over: give another name or folder")
 
 
 def _pictures(document: Document, base: Path, file: PageFile, pdf: bool, overlays: bool, crops: bool) -> list[Path]:

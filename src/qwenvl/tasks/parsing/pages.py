@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from qwenvl.media.policy import DEFAULT_POLICY, MediaError, MediaPolicy, shown
@@ -105,7 +106,10 @@ class PictureFile:
         from qwenvl.media import load_image
 
         if self.count == 1:
-            return PageImage(number, load_image(self._source, self._policy))
+            try:
+                return PageImage(number, load_image(self._source, self._policy))
+            except MediaError as error:  # a file's name may be that of a copy
+                raise MediaError(str(error).replace(str(self._source), self.name)) from None
         name = f"page {number} of {self.name}"
         try:
             with Image.open(cast(str, self._source), formats=["TIFF"]) as file:
@@ -126,6 +130,26 @@ class PictureFile:
 
     def close(self) -> None:
         """Nothing is held between pages."""
+
+
+def _check_picture(path: Path, name: str) -> None:
+    """MediaError for a file that is plainly no picture. What is wrong within one is an error of its page."""
+    from PIL import Image, UnidentifiedImageError
+
+    from qwenvl.media.images import COMMON, OTHERS
+
+    if not path.stat().st_size:
+        raise MediaError(f"{name} is empty: expected a PDF or a picture")
+    Image.init()
+    try:
+        with Image.open(path, formats=[kind for kind in (*COMMON, *OTHERS) if kind in Image.OPEN]):
+            pass
+    except UnidentifiedImageError:
+        raise MediaError(
+            f"{name} is neither a PDF nor a picture that can be read: expected PDF, PNG, JPEG, WebP, GIF, BMP or TIFF"
+        ) from None
+    except Exception:  # too large, or damaged: load_image says which
+        return
 
 
 def _frames(path: str, name: str) -> int:
@@ -176,6 +200,7 @@ def open_pages(
         if is_pdf:
             opened = PdfFile(str(path), name, digest, password, policy, limits)
         else:
+            _check_picture(path, name)
             opened = PictureFile(str(path), name, digest, policy)
         try:
             yield opened
@@ -191,16 +216,16 @@ def _in_memory(source: Any, policy: MediaPolicy) -> PageFile:
     return PictureFile(image, "the picture", digest, policy)
 
 
-def chosen_pages(pages: str | Iterable[int] | None, count: int) -> list[int]:
-    """Which pages of `count` are meant: "1-3,7", "5-" (to the end), numbers from 1; None = all. Ascending, each once.
-    ValueError for what is no page."""
+def chosen_pages(pages: str | int | Iterable[int] | None, count: int) -> list[int]:
+    """Which pages of `count` are meant: "1-3,7", "5-" (to the end), numbers from 1, or one; None = all. Ascending,
+    each once. ValueError for what is no page."""
     if pages is None:
         return list(range(1, count + 1))
     there = f"the document has {count} page{'s' if count > 1 else ''}"
     if isinstance(pages, str):
         numbers = [number for part in pages.split(",") for number in _range(part.strip(), count, there, pages)]
     else:
-        numbers = list(pages)
+        numbers = [pages] if isinstance(pages, int) else list(pages)
     wrong = [number for number in numbers if not 1 <= number <= count]
     if wrong:
         raise ValueError(f"page {wrong[0]} is not there: {there}")

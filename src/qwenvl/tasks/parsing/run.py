@@ -26,7 +26,7 @@ def parse(
     assistant: Replies,
     source: Source | PageFile,
     *,
-    pages: str | Iterable[int] | None = None,
+    pages: str | int | Iterable[int] | None = None,
     settings: ParseSettings | None = None,
     out: str | Path | None = None,
     model: str = "",
@@ -39,15 +39,17 @@ def parse(
 ) -> Document:
     """A document as the model reads it: a PDF, a picture, or the pictures of a TIFF file, page by page.
 
-    source: as `open_pages` takes it, or what it gives. pages: "1-3,7", or numbers from 1; None = all. `together` pages
-    are answered at the same time, in turn, and pages are drawn a few ahead, so that memory does not grow with their
-    number. out: a folder for the pages that are done (store.py); with `resume`, those that are there under the same
-    content, model and settings are taken from it, and only the others are asked for. `model` names the model for that;
-    it must be given then. on_page(page, taken from the folder) is called as each page is done, in any order.
+    source: as `open_pages` takes it, or what it gives. pages: "1-3,7", numbers from 1, or one; None = all. `together`
+    pages are answered at the same time, in turn, and pages are drawn a few ahead, so that memory does not grow with
+    their number. out: a folder for the pages that are done (store.py); with `resume`, those that are there under the
+    same content, model and settings are taken from it, and only the others are asked for. `model` names the model for
+    that; it must be given then. on_page(page, taken from the folder) is called as each page is done, in any order.
     A page that cannot be had or answered has an `error` and no blocks, and the others go on; one that is not whole has
     both. Raises MediaError (a ValueError) for a source that cannot be opened, and ValueError for wrong arguments.
     """
     settings = settings or ParseSettings()
+    if not hasattr(assistant, "stream_reply"):  # else it would be an error of every single page
+        raise TypeError(f"a {type(assistant).__name__} cannot be asked: expected an Assistant, then the document")
     if together < 1:
         raise ValueError(f"together={together} is not valid: expected at least 1")
     if out is not None and not model:

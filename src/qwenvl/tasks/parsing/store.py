@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from qwenvl.tasks.documents import Page, page_from_dict, page_to_dict
+from qwenvl.whole_file import write_whole
 
 FORMAT = 1  # changes when pages are read or written in another way
 
@@ -50,21 +48,3 @@ class PageStore:
     def _key(self, number: int) -> str:
         known = json.dumps({**self._about, "page": number, "format": FORMAT}, sort_keys=True, default=str)
         return hashlib.sha256(known.encode()).hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there as a whole or not at all, whatever happens to this process."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # as any other file; temporary ones are for their owner alone
-        os.replace(name, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name)
-        raise
