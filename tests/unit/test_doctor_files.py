@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from doctor_cases import as_shards, assert_fault, copy_of_the_model, edit_json, edit_weights, finding, findings, named

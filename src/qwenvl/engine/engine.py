@@ -9,19 +9,17 @@ mends the engine: requests whose token was just being drawn end with "abort", th
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from qwenvl.model.kv_cache import KVCache
-from qwenvl.types import Completion, FinishReason
+from qwenvl.types import FinishReason
 
 from .admission import Admission, check_numbers, reserve, too_long
+from .answering import Answering
 from .blocks import PAGE, PagePool
 from .detokenizer import Decoder, TextStream
 from .end_ids import default_eos_ids, vision_ids
@@ -41,7 +39,7 @@ THOUSANDTHS = (1000, 1000)  # sides of every picture in the numbers that Qwen2-V
 KEEP_BYTES = 2**30  # the cache rather grows to this size than forgets a prefix
 
 
-class Engine:
+class Engine(Answering):
     """Continuous batching over one model. Not thread-safe: one thread adds, steps and aborts.
 
     tokenizer: for text and stop strings; None = ids only. max_running: requests computed together (32). capacity:
@@ -79,6 +77,7 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
+        super().__init__()
         max_running = min(MAX_RUNNING, token_budget) if max_running is None else max_running
         check_numbers(
             token_budget, max_running, {"draft_tokens": draft_tokens, "vision_cache_bytes": vision_cache_bytes},
@@ -114,8 +113,6 @@ class Engine:
         self._workers, self._preparing = workers, dict[str, None]()
         self._live: dict[str, Request] = {}
         self._texts: dict[str, TextStream] = {}
-        self._followed: WeakValueDictionary[str, deque[StreamEvent]] = WeakValueDictionary()  # held by their streams
-        self._events: list[StreamEvent] = []
         self._arrivals = 0
         self._torn: list[Request] | None = None  # within a change: the requests that end if it is not finished
         self._unwanted: list[Request | str] = []  # to be aborted
@@ -238,65 +235,6 @@ class Engine:
         self._torn = None
         events, self._events = self._events, []
         return events
-
-    def run(self, requests: Sequence[Request | Callable[[], Request]]) -> list[Completion]:
-        """Answer all; completions in the order of the requests. One that failed has finish_reason "error". A request
-        may also come as a call that prepares it, see submit(). When this call is interrupted, the requests that are
-        not finished are aborted."""
-        made: list[Request | None] = [one if isinstance(one, Request) else None for one in requests]
-
-        def keep(i: int, prepare: Callable[[], Request]) -> Callable[[], Request]:
-            def make() -> Request:
-                made[i] = request = prepare()
-                return request
-
-            return make
-
-        ids: list[str] = []
-        failed: dict[str, StreamEvent] = {}
-        try:
-            for i, one in enumerate(requests):
-                if isinstance(one, Request):
-                    ids.append(self.add(one))
-                else:
-                    ids.append(self._new_id(""))  # noted first: an interrupt of submit() finds it here
-                    self.submit(keep(i, one), id=ids[i])
-            pending = list(range(len(ids)))
-            while pending:
-                failed |= {event.request_id: event for event in self.step() if event.error is not None}
-                pending = [i for i in pending if ids[i] not in failed and not ((r := made[i]) and r.finished)]
-        finally:
-            self._give_up([*ids, *(one for one in requests if isinstance(one, Request))])
-        return [
-            request.completion() if request is not None and request.finished else _unmade(failed[request_id])
-            for request, request_id in zip(made, ids, strict=True)
-        ]
-
-    def stream(self, request: Request) -> Iterator[StreamEvent]:
-        """Add a request and yield its events as they happen; the last one has a finish_reason.
-
-        Each event that is waited for steps the engine, so several streams may be read in turn. A stream that
-        is closed early aborts its request.
-        """
-        events = self._follow(request)
-        next(events)
-        return events
-
-    def _follow(self, request: Request) -> Iterator[Any]:
-        """None once the request is added, then its events. Also what is closed before the first event ends it."""
-        try:
-            request_id = self.add(request)
-            self._followed[request_id] = events = deque(e for e in self._events if e.request_id == request_id)
-            yield None
-            while True:
-                while not events:
-                    self.step()
-                event = events.popleft()
-                yield event
-                if event.finish_reason is not None:
-                    return
-        finally:
-            self._give_up([request])
 
     def _take_in(self) -> None:
         """Queue what the workers have prepared; with nothing else to do, wait for them a moment."""
@@ -515,13 +453,3 @@ class Engine:
         if new in self._live or new in self._preparing:
             raise ValueError(f"request id {new!r} is in use: give each live request its own")
         return new
-
-    def _tell(self, event: StreamEvent) -> None:
-        if event.request_id in self._followed:
-            self._followed[event.request_id].append(event)
-        self._events.append(event)  # behind the other, as _mend() takes it for the sign that all was told
-
-
-def _unmade(event: StreamEvent) -> Completion:
-    """The completion of a request that could not be prepared."""
-    return Completion(finish_reason="error", error=event.error)
