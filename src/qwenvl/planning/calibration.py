@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from qwenvl.machine import cache_folder, machine_name
 from qwenvl.planning.memory import PAGE, Config
 from qwenvl.planning.weights import Weights
+from qwenvl.whole_file import write_whole
 
 if TYPE_CHECKING:
     from qwenvl.model.kv_cache import CacheView
@@ -135,9 +134,7 @@ def _write(path: Path, values: dict[str, dict[str, float]]) -> None:
     """Keep figures; without a place to write, they are measured again the next time."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(values, file, indent=1)
-        os.replace(file.name, path)
+        write_whole(path, json.dumps(values, indent=1).encode())
 
 
 def measure(config: Config, weights: Weights) -> Speeds:
