@@ -2,8 +2,8 @@
 # # Reading text and extracting key information
 #
 # The whole text, lines with their boxes, and fields as an object that always parses: decoding is constrained by
-# the schema. The bundled model reads capitals and digits on signs and receipts, not without mistakes (its card
-# says how well): what is really there stands beside every answer.
+# the schema. The bundled model has not been taught to read yet (its card says how well it does): what is really
+# there stands beside every answer, and only the form of the answers is right. A real checkpoint reads.
 #
 #     python cookbooks/ocr_and_extraction.py
 #     python cookbooks/ocr_and_extraction.py --model Qwen/Qwen2.5-VL-7B-Instruct invoice.jpg --fields company,date,total

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qwenvl.demo.clips import CLIP_MAX_PIXELS, CLIP_MIN_PIXELS, Clip, sample_clip
-from qwenvl.demo.grading import MISSED, grade, told_seconds
-from qwenvl.demo.happenings import CLIP_KINDS, difference, sample_comparison, sample_happening, seconds
+from qwenvl.demo.grading import MISSED, grade, parse_json, told_seconds
+from qwenvl.demo.happenings import CLIP_KINDS, WAYS, difference, sample_comparison, sample_happening, seconds, stamp
 from qwenvl.demo.pairs import CHANGES, Pair, sample_pair
 from qwenvl.demo.questions import Exchange
 
@@ -75,6 +75,28 @@ def test_answers_about_clips(clips: list[Clip]) -> None:
                 assert things
     with pytest.raises(ValueError, match="expected one of happens, moves"):
         sample_happening(rng, clips[0], "why")
+
+
+def test_events_are_told_with_their_times(clips: list[Clip]) -> None:
+    rng = np.random.default_rng(6)
+    for clip in clips:
+        exchange = sample_happening(rng, clip, "events")
+        assert exchange is not None
+        rows = parse_json(exchange.answer)
+        assert rows is not None
+        assert [row["description"] for row in rows] == [
+            f"The {a.thing.name} appears." if a.first else f"The {a.thing.name} moves {WAYS[a.motion]}."
+            for a in sorted((a for a in clip.actors if a.motion != "still" or a.first), key=lambda a: a.first > 0)
+        ]
+        for row, thing in zip(rows, exchange.targets, strict=True):
+            actor = next(a for a in clip.actors if a.thing == thing)
+            assert row["start_time"] == stamp(clip.appears(actor) if actor.first else 0)
+            assert row["end_time"] == stamp(len(clip.frames) / clip.fps)
+        query = sample_happening(rng, clip, "query")
+        assert query is not None
+        assert query.targets[0].name in query.question
+        assert (f" to {seconds(clip.end)}." in query.answer) == ("moves" in query.question)
+    assert [stamp(x) for x in (0, 2.5, 61.25)] == ["00:00.00", "00:02.50", "01:01.25"]
 
 
 def test_times_are_graded_by_their_error() -> None:

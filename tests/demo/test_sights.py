@@ -93,16 +93,19 @@ def test_events_lie_on_their_tokens() -> None:
 def test_all_losses_come_and_reach_the_layers(processor: Any) -> None:
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(demo_config(processor.tokenizer), attn_implementation="eager")
-    lesson = Lesson(10, 3, 0.2, WHOLE, clips=0.4, pairs=0.3)
-    world = World(Encoder(processor), 1, token_budget=1500, looking=0, lessons=(lesson,))
-    batch = collate(world.batch(0), model.config)
+    lesson = Lesson(10, 3, 0.2, WHOLE, clips=0.4, pairs=0.2, cards=0.2)
+    world = World(Encoder(processor), 1, token_budget=2500, looking=0, lessons=(lesson,))
+    batch = collate(world.batch(1), model.config)
     auxiliary = Looking(model, model.config.text_config)
     batch.packed.vision_embeds = model.encode_vision(processor.image_processor.normalize(batch.patches), batch.grids)
     model.run(batch.packed)
     loss, figures = auxiliary.loss(batch.packed.vision_embeds, batch)
-    assert {"a_name", "a_answer", "a_event", "a_quiet", "a_time", "a_shape", "a_box", "a_tens"} <= set(figures)
+    assert {"a_name", "a_answer", "a_event", "a_quiet", "a_time", "a_shape", "a_box", "a_tens", "a_fives"} <= set(
+        figures
+    )
+    assert {"a_letter", "a_blank", "a_letter_read", "a_blank_read", "a_letter_here", "a_letter_next"} <= set(figures)
     loss.backward()
-    for name in ("layers.2.self_attn.q_proj", "layers.4.self_attn.k_proj"):
+    for name in ("layers.2.self_attn.q_proj", "layers.4.self_attn.k_proj", "layers.5.self_attn.k_proj"):
         grad = model.get_submodule(f"model.language_model.{name}").weight.grad
         assert grad is not None
         assert grad[:48].abs().max() > 0

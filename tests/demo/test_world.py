@@ -146,7 +146,7 @@ def test_true_answer_is_perfect_and_wrong_ones_are_not(pictures: list[Picture], 
     assert len(rows) > 100
     for picture, exchange in rows:
         scores = grade(exchange, picture, exchange.answer)
-        assert scores.pop("iou", 1.0) > 0.5  # coordinates lie on a grid of 10 pixels
+        assert scores.pop("iou", 1.0) > 0.7  # coordinates lie on a grid of 5 pixels
         assert set(scores.values()) == {1.0}
         if kind not in ("locate", "point"):
             assert set(grade(exchange, picture, f" {exchange.answer.upper()} ").values()) == {1.0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -53,10 +52,6 @@ def demo(
     print("\nA video:")
     _ask(assistant, [PICTURES / CLIP], "What moves?")
     _ask(assistant, [PICTURES / CLIP], "When does the blue square appear?")
-    print("\nPictures with text:")
-    _ask(assistant, [PICTURES / "open-sign.png"], "Read all the text in the image.")
-    fields = json.dumps({"company": "", "date": "", "total": ""})
-    _ask(assistant, [PICTURES / "receipt.png"], f"Extract the key-value information in the format:{fields}")
     print(f'\nYour turn:  qwenvl ask {path} "How many objects are there?"')
 
 

@@ -77,6 +77,11 @@ class Clip:
         """Seconds of one step of two frames."""
         return 2 / self.fps
 
+    @property
+    def end(self) -> float:
+        """Its length in seconds."""
+        return len(self.frames) / self.fps
+
     def picture(self, frame: int) -> Picture:
         """A frame as a picture, with the things that are seen in it."""
         things = [thing for actor in self.actors if (thing := actor.frames[frame]) is not None]

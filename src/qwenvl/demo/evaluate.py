@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
+from qwenvl.demo.cards import Card, sample_receipt, sample_sign
 from qwenvl.demo.clips import CLIP_MAX_PIXELS, CLIP_MIN_PIXELS, Clip, clip_video, sample_clip
 from qwenvl.demo.grading import grade
-from qwenvl.demo.happenings import sample_comparison, sample_happening
+from qwenvl.demo.happenings import CLIP_KINDS, sample_comparison, sample_happening
+from qwenvl.demo.marking import mark
 from qwenvl.demo.pairs import Pair, sample_pair
 from qwenvl.demo.questions import Exchange, sample_exchange
+from qwenvl.demo.reading import sample_reading
 from qwenvl.demo.world import MAX_PIXELS, MIN_PIXELS, Picture, sample_foreign, sample_picture
 from qwenvl.media.videos import Video
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 BATCH = 16  # questions asked together
 WHEN_ERROR = "when: mean error, s"
+READ_ERROR = "read: CER"
+ERRORS = (WHEN_ERROR, READ_ERROR)  # the smaller, the better
 HELD_OUT = 77_000_001  # first word of every seed here; training seeds have other, smaller first words
 
 
@@ -59,6 +64,10 @@ TASKS: dict[str, Task] = {
     "when": Task(("when",), {WHEN_ERROR: 0.5}),
     "difference": Task(("differs",), {"difference": 0.80}),
     "one of two": Task(("which",), {}),
+    "read": Task(("read",), {READ_ERROR: 0.12}),
+    "spot": Task(("spot",), {}),
+    "extract": Task(("extract",), {"extract": 0.60}),
+    "events": Task(("query", "events"), {}),
 }
 
 
@@ -74,7 +83,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        return self.bar is None or (self.value <= self.bar if self.name == WHEN_ERROR else self.value >= self.bar)
+        return self.bar is None or (self.value <= self.bar if self.name in ERRORS else self.value >= self.bar)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,13 @@ def _ask(rng: np.random.Generator, kind: str) -> tuple[Scene, Exchange | None]:
     if kind in ("differs", "which"):
         pair = sample_pair(rng)
         return pair, sample_comparison(rng, pair, kind)
-    if kind in ("happens", "moves", "direction", "when"):
+    if kind in ("read", "spot"):
+        sign = sample_sign(rng, training=False)
+        return sign, sample_reading(rng, sign, kind)
+    if kind == "extract":
+        receipt = sample_receipt(rng, training=False)
+        return receipt, sample_reading(rng, receipt, kind)
+    if kind in CLIP_KINDS:
         clip = sample_clip(rng)
         return clip, sample_happening(rng, clip, kind)
     picture = sample_foreign(rng, training=False) if kind == "foreign" else sample_picture(rng, training=False)
@@ -163,7 +178,9 @@ def evaluate(
     report, graded = Report(), dict[str, list[tuple[Exchange, dict[str, float]]]]()
     for told in fresh_answers(ask_many, pictures, seed, tasks, progress):
         scene, exchange = told.scene, told.exchange
-        scores = grade(exchange, scene if isinstance(scene, Picture) else None, told.text)
+        scores = mark(exchange, scene if isinstance(scene, Card) else None, told.text)
+        if scores is None:
+            scores = grade(exchange, scene if isinstance(scene, Picture) else None, told.text)
         graded.setdefault(told.task, []).append((exchange, scores))
         if min(scores.get(name, 1.0) for name in ("recall", "precision", exchange.kind)) < 1:
             place = (seed, list(TASKS).index(told.task), told.index)
@@ -223,6 +240,20 @@ def _rows(name: str, graded: list[tuple[Exchange, dict[str, float]]]) -> list[Ro
         return [
             Row(WHEN_ERROR, float(np.mean(errors)), len(errors), task.bars[WHEN_ERROR]),
             Row("  within 0.5 s", float(np.mean(right)), len(right)),
+        ]
+    if name == "read":
+        letters = int(sum(values["letters"] for _, values in graded))
+        wrong = sum(values["errors"] for _, values in graded)
+        return [
+            Row(READ_ERROR, wrong / letters, letters, task.bars[READ_ERROR]),
+            Row("  all of it right", float(np.mean([values["read"] for _, values in graded])), len(graded)),
+        ]
+    if name == "extract":
+        asked = [values["fields"] for _, values in graded]
+        right = [values["extract"] for _, values in graded]
+        return [
+            Row(name, float(np.average(right, weights=asked)), int(sum(asked)), task.bars[name]),
+            Row("  all fields right", float(np.mean([share == 1 for share in right])), len(right)),
         ]
     scores = [(exchange.kind, values[exchange.kind]) for exchange, values in graded]
     rows = [Row(name, float(np.mean([s for _, s in scores])), len(scores), task.bars.get(name))]

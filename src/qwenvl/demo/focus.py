@@ -13,6 +13,7 @@ from qwenvl.demo.questions import Exchange
 from qwenvl.demo.world import Thing
 
 _ROW = re.compile(r"(?<=\[)\d[^}]*")
+_EVENT = re.compile(r"\{[^}]*")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def answer_spans(exchange: Exchange) -> Iterator[Span]:
         return
     if exchange.kind in ("locate", "point"):
         parts = [match.span() for match in _ROW.finditer(text)]
+    elif exchange.kind == "events":
+        parts = [match.span() for match in _EVENT.finditer(text)]
     elif exchange.kind == "describe":
         parts = list(_named(text, things))
     else:

@@ -7,8 +7,9 @@ tokens. Without it the model finds the right thing only after many hours of trai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,19 @@ from qwenvl.model.rope import rotate
 from qwenvl.model.rope_types import packed_rotation
 from qwenvl.training.collate import TrainBatch
 
+# a name of a thing, an answer about things, a letter (or the name of a field), the next letter
+LEVELS = ("a_name", "a_answer", "a_letter_here", "a_letter_next")
+
 
 @dataclass(frozen=True)
 class Gaze:
-    """token: index in its sample. level: 0 a name, 1 an answer. spots: vision tokens of the sample to look at."""
+    """token: index in its sample. level: see LEVELS. spots: vision tokens of the sample to look at. head:
+    which of the guided heads of that level does it (None: all of them)."""
 
     token: int
     level: int
     spots: tuple[int, ...]
+    head: int | None = None
 
 
 class Attention:
@@ -72,37 +78,38 @@ class Attention:
 
 
 class Guide:
-    """The loss of all guided heads. names, answers: (layer, head) of those for each kind of gaze."""
+    """The loss of all guided heads. heads: (layer, head) of those of each of the LEVELS."""
 
     def __init__(
         self,
         model: nn.Module,
         config: Qwen2_5_VLTextConfig,
-        names: Iterable[tuple[int, int]],
-        answers: Iterable[tuple[int, int]],
+        heads: Sequence[Iterable[tuple[int, int]]],
     ) -> None:
         self._config = config
         self._heads = [
             [Attention(model.get_submodule(f"model.language_model.layers.{layer}"), head, config) for layer, head in x]
-            for x in (names, answers)
+            for x in heads
         ]
 
     def loss(self, batch: TrainBatch, gazes: list[list[Gaze]]) -> dict[str, Tensor]:
-        """gazes: one list a sequence. {"a_name", "a_answer"}, each the mean over its heads, or fewer."""
+        """gazes: one list a sequence. One figure for each of the LEVELS, or fewer: the mean over its
+        heads."""
         packed = batch.packed
         starts = packed.seq.cu_q
         assert packed.vision_index is not None
         firsts = torch.searchsorted(packed.vision_index, torch.tensor(starts[:-1])).tolist()
         rotation = packed_rotation(packed.positions, self._config, packed.seq.q_lens)
         costs = {}
-        for level, (name, heads) in enumerate(zip(("a_name", "a_answer"), self._heads, strict=True)):
+        for level, (name, heads) in enumerate(zip(LEVELS, self._heads, strict=True)):
             rows = [
-                (start + gaze.token, start, packed.vision_index[first + torch.tensor(gaze.spots)])
+                (gaze.head, (start + gaze.token, start, packed.vision_index[first + torch.tensor(gaze.spots)]))
                 for start, first, found in zip(starts, firsts, gazes, strict=False)
                 for gaze in found
                 if gaze.level == level
             ]
-            found_costs = [x for x in (head.loss(rotation, rows) for head in heads) if x is not None]
+            mine = ([row for chosen, row in rows if chosen in (None, i)] for i in range(len(heads)))
+            found_costs = [x for x in map(Attention.loss, heads, repeat(rotation), mine) if x is not None]
             if found_costs:
                 costs[name] = torch.stack(found_costs).mean()
         return costs

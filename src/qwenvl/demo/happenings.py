@@ -8,10 +8,10 @@ from qwenvl.demo import phrases
 from qwenvl.demo.clips import Actor, Clip
 from qwenvl.demo.drawing import pick
 from qwenvl.demo.pairs import Pair
-from qwenvl.demo.questions import Exchange, article, describe, style
+from qwenvl.demo.questions import Exchange, article, describe, fenced, style
 from qwenvl.demo.world import Thing
 
-CLIP_KINDS = ("happens", "moves", "direction", "when")
+CLIP_KINDS = ("happens", "moves", "direction", "when", "query", "events")
 PAIR_KINDS = ("differs", "which")
 WAYS = {"left": "to the left", "right": "to the right", "up": "up", "down": "down"}
 ORDINALS = ("first", "second")
@@ -33,6 +33,11 @@ def sample_happening(rng: np.random.Generator, clip: Clip, kind: str) -> Exchang
     if kind == "moves":
         answer = " ".join(_moves(a) for a in movers) or "Nothing moves."
         return Exchange(kind, style(rng, pick(rng, phrases.MOVES)), answer, _things(movers))
+    if kind == "events":
+        answer = events_json(clip, movers + late)
+        return Exchange(kind, pick(rng, phrases.EVENTS), answer, tuple(a.thing for a in movers + late))
+    if kind == "query":
+        return _query(rng, clip, pick(rng, movers + late))
     if kind not in ("direction", "when"):
         raise ValueError(f"kind {kind!r} is not known: expected one of {', '.join(CLIP_KINDS)}")
     likely = movers if kind == "direction" else late
@@ -71,6 +76,30 @@ def difference(pair: Pair) -> str:
     if pair.after:
         return f"The second picture also has {article(pair.after.name)}."
     return "The two pictures are the same."
+
+
+def events_json(clip: Clip, actors: list[Actor]) -> str:
+    """The fenced JSON list of what happens: each from when it begins to the end of the clip."""
+    rows = []
+    for actor in actors:
+        told = f"The {actor.thing.name} appears." if actor.first else _moves(actor)
+        begin, end = stamp(clip.appears(actor)), stamp(clip.end)
+        rows.append(f'{{"start_time": "{begin}", "end_time": "{end}", "description": "{told}"}}')
+    return fenced(rows)
+
+
+def stamp(value: float) -> str:
+    """Seconds as 'mm:ss.ff'."""
+    return f"{int(value // 60):02d}:{value % 60:05.2f}"
+
+
+def _query(rng: np.random.Generator, clip: Clip, actor: Actor) -> Exchange:
+    """When something that happens does so."""
+    name = actor.thing.name
+    event = f"{name} appears" if actor.first else f"{name} moves {WAYS[actor.motion]}"
+    answer = _appears(clip, actor) if actor.first else f"{_moves(actor)[:-1]} from 0 to {seconds(clip.end)}."
+    question = pick(rng, phrases.QUERY).format(event=pick(rng, ("", "the ", "a ")) + event)
+    return Exchange("query", question, answer, (actor.thing,), ((name, (actor.thing,)),))
 
 
 def _moves(actor: Actor) -> str:

@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qwenvl.config import Qwen2_5_VLTextConfig
-from qwenvl.demo.gaze import Guide
-from qwenvl.demo.sights import CELL, EVENTS, PLACES
+from qwenvl.demo.gaze import LEVELS, Guide
+from qwenvl.demo.lettering import LETTERS
+from qwenvl.demo.sights import CELL, EVENTS, IN_QUARTER, PLACES
 from qwenvl.demo.world import COLOURS, SHAPES
 from qwenvl.training.collate import TrainBatch
 
 HUNDREDS = 6  # first digits of coordinates
 TIMES = 26  # classes of the time at which something appears
+SLOTS = 4 * IN_QUARTER  # letters of a vision token
 BOX_LAYER, DIGIT_LAYER = 1, 3  # decoder layers whose output is read
-NAME_HEADS = ((2, 0),)  # (decoder layer, head) taught where words of a question look
-ANSWER_HEADS = ((4, 0), (4, 2), (5, 0))  # and those of an answer
-GUIDANCE = {"a_name": 0.3, "a_answer": 0.5}  # weights of that
+# (decoder layer, head) taught where to look, for each of gaze.LEVELS
+HEADS = (((2, 0),), ((5, 0), (5, 2), (6, 0)), ((2, 2), (3, 2)), ((4, 0), (4, 2), (7, 0)))
+GUIDANCE = dict(zip(LEVELS, (0.4, 0.7, 0.4, 0.7), strict=True))  # weights of that
 
 
 class Looking:
@@ -39,10 +41,13 @@ class Looking:
                 "tower": nn.Linear(width, sum(self._sizes)),
                 "decoder": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, PLACES + 4)),
                 "digits": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * (HUNDREDS + 10))),
+                "fives": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 6 * 2)),
+                "letters": nn.Linear(width, SLOTS * (1 + len(LETTERS))),
+                "read": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, SLOTS * (1 + len(LETTERS)))),
                 "events": nn.Sequential(nn.LayerNorm(width), nn.Linear(width, EVENTS + TIMES)),
             }
         )
-        self._guide = Guide(model, config, NAME_HEADS, ANSWER_HEADS)
+        self._guide = Guide(model, config, HEADS)
         self._hidden: dict[str, Tensor] = {}
         for name, layer in (("decoder", BOX_LAYER), ("digits", DIGIT_LAYER)):
             part = model.get_submodule(f"model.language_model.layers.{layer}")
@@ -77,12 +82,35 @@ class Looking:
             spoken = targets[middle, 12:18].flatten().long()
             parts["a_hundreds"] = F.cross_entropy(digits[:, :HUNDREDS], spoken // 100) * 0.5
             parts["a_tens"] = F.cross_entropy(digits[:, HUNDREDS:], spoken // 10 % 10) * 0.5
+            fives = self.module["fives"](later[middle]).float().unflatten(-1, (6, 2)).flatten(0, 1)
+            parts["a_fives"] = F.cross_entropy(fives, spoken // 5 % 2) * 0.3
             parts |= self._happenings(later, targets)
+        parts |= self._letters(embeds, batch)
         if self._hidden:
             found = self._guide.loss(batch, [[] if x is None else x.gazes for x in batch.extras])
             parts |= {name: cost * GUIDANCE[name] for name, cost in found.items()}
         self._hidden = {}
         return torch.stack(list(parts.values())).sum(), {k: v.item() for k, v in parts.items()}
+
+    def _letters(self, embeds: Tensor, batch: TrainBatch) -> dict[str, Tensor]:
+        """Which letters stand in the quarters of each vision token, letters and blanks weighed alike: told by the
+        tower, and once more in the decoder."""
+        seen = [x for x in batch.extras if x is not None]
+        if all(x.letters is None for x in seen):
+            return {}
+        none = partial(torch.zeros, dtype=torch.long)
+        targets = torch.cat([none(len(x.cells), SLOTS) if x.letters is None else x.letters for x in seen])
+        heads = [("", "letters", embeds)]
+        if self._hidden and batch.packed.vision_index is not None:
+            heads.append(("_read", "read", self._hidden["digits"].index_select(0, batch.packed.vision_index)))
+        parts = {}
+        for name, head, hidden in heads:
+            told = self.module[head](hidden).float().unflatten(-1, (SLOTS, -1))
+            weight = 1.0 if name == "" else 0.3
+            for what, rows in (("letter", targets > 0), ("blank", targets == 0)):
+                if bool(rows.any()):
+                    parts[f"a_{what}{name}"] = F.cross_entropy(told[rows], targets[rows]) * weight
+        return parts
 
     def _happenings(self, seen: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """What happens at each token of clips and second pictures, quiet and eventful ones weighed alike; and when."""

@@ -328,3 +328,58 @@ WHICH = (
     "What do you see in the {ordinal} picture?",
     "Tell me what is in the {ordinal} image.",
 )  # fmt: skip
+
+# ---- of cards with text
+
+TEXT = "There is text in the picture."
+NO_TEXT = "There is no text in the picture."
+
+READ = (
+    "Read all the text in the image.", "Read all the text in the image.", "Read all the text in the image.",
+    "Read all the text in the picture.", "Read the text in the image.", "Read the text.", "Read this.",
+    "What does it say?", "What does the sign say?", "What is written here?", "What is written in the image?",
+    "What text is in the image?", "What is the text in this picture?", "Which text do you see?",
+    "Transcribe the text.", "OCR", "Please read the text in the image.", "Read the sign.", "Read the receipt.",
+)  # fmt: skip
+
+SPOT = (
+    "Spotting all the text in the image with line-level, and output in JSON format.",
+    "Spotting all the text in the image with line-level, and output in JSON format.",
+    "Spotting all the text in the image with line-level, and output in JSON format.",
+    "Spot all the text in the image with line-level, and output in JSON format.",
+    "Locate all the text lines and output their boxes and text in JSON format.",
+    "Find every line of text. Answer with boxes and text in JSON.",
+)  # fmt: skip
+
+EXTRACT = (
+    "Extract the key-value information in the format:{template}",
+    "Extract the key-value information in the format:{template}",
+    "Extract the key-value information in the format:{template}",
+    "Extract the key-value information in the format: {template}",
+    "Extract the information in JSON format: {template}",
+    "Fill in this JSON from the receipt: {template}",
+    "Extract these fields as JSON: {keys}.",
+)  # fmt: skip
+
+FIELD = (
+    "What is the {key}?", "What is the {key}?", "What is the {key} on the receipt?", "Tell me the {key}.",
+    "Read the {key}.", "Give me the {key} of the receipt.", "Which {key} is on the receipt?",
+)  # fmt: skip
+
+# ---- of events in short videos
+
+EVENTS = (
+    "Localize a series of activity events in the video, output the start and end timestamp for each event, and "
+    "describe each event with sentences. Provide the result in json format with 'mm:ss.ff' format for time depiction.",
+    "Localize a series of activity events in the video, output the start and end timestamp for each event, and "
+    "describe each event with sentences. Provide the result in json format with 'mm:ss.ff' format for time depiction.",
+    "List the events in the video with start and end time in JSON format.",
+    "Find all events in the video. Answer with start and end times in JSON.",
+)  # fmt: skip
+
+QUERY = (
+    "Give the query: '{event}', when does the described content occur in the video?",
+    "Give the query: '{event}', when does the described content occur in the video?",
+    "When does '{event}' happen in the video?",
+    "Query: '{event}'. When does it occur in the video?",
+)  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 from qwenvl.demo import phrases
 from qwenvl.demo.drawing import COLOURS, SHAPES, pick
 from qwenvl.demo.grading import grade
+from qwenvl.demo.lettering import Letter
 from qwenvl.demo.world import Picture, Thing
 
 __all__ = ["KINDS", "Exchange", "describe", "grade", "possible", "sample_exchange"]
@@ -31,10 +32,25 @@ APART = 0.12  # share of the side by which two centres must differ to be compare
 
 
 @dataclass(frozen=True)
+class Look:
+    """Characters [start, end) of a question or an answer, and the letters of the picture that they are about.
+
+    spelled: they are one letter, copied; end may be one past the text: the end of the answer.
+    """
+
+    start: int
+    end: int
+    letters: tuple[Letter, ...]
+    spelled: bool = False
+
+
+@dataclass(frozen=True)
 class Exchange:
     """One question and its exact answer. targets: the things the answer is about (count: those counted).
 
     mentions: words of the question that name things of the picture, in order, with the things that they name.
+    seeks: parts of the question that name text of the picture. looks: parts of the answer that are read from it, in
+    order.
     """
 
     kind: str
@@ -42,6 +58,13 @@ class Exchange:
     answer: str
     targets: tuple[Thing, ...] = ()
     mentions: tuple[tuple[str, tuple[Thing, ...]], ...] = ()
+    seeks: tuple[Look, ...] = ()
+    looks: tuple[Look, ...] = ()
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Where letters that are copied one by one begin and end (see training.data.Turn)."""
+        return tuple(sorted({place for look in self.looks if look.spelled for place in (look.start, look.end)}))
 
 
 def possible(picture: Picture | None, kind: str) -> bool:
@@ -122,15 +145,16 @@ def describe(picture: Picture) -> str:
 
 def boxes_json(picture: Picture, things: tuple[Thing, ...]) -> str:
     """The fenced JSON list of boxes."""
-    return _fenced([f'{{"bbox_2d": {json.dumps(picture.answer_box(t))}, "label": "{t.name}"}}' for t in things])
+    return fenced([f'{{"bbox_2d": {json.dumps(picture.answer_box(t))}, "label": "{t.name}"}}' for t in things])
 
 
 def points_json(picture: Picture, things: tuple[Thing, ...]) -> str:
     """The fenced JSON list of points."""
-    return _fenced([f'{{"point_2d": {json.dumps(picture.answer_point(t))}, "label": "{t.name}"}}' for t in things])
+    return fenced([f'{{"point_2d": {json.dumps(picture.answer_point(t))}, "label": "{t.name}"}}' for t in things])
 
 
-def _fenced(rows: list[str]) -> str:
+def fenced(rows: list[str]) -> str:
+    """A fenced JSON list of rows that are JSON already."""
     return "```json\n[\n\t" + ",\n\t".join(rows) + "\n]\n```" if rows else "```json\n[]\n```"
 
 

@@ -27,8 +27,8 @@ from qwenvl.training.trainer import Trainer, TrainSettings
 SENTENCES = 20_000  # from which the vocabulary is learned
 
 TEXT = {
-    "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 4096, "max_window_layers": 6, "rms_norm_eps": 1e-6,
+    "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 4096, "max_window_layers": 8, "rms_norm_eps": 1e-6,
     "rope_theta": 1000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 6, 16]}, "tie_word_embeddings": True,
     "use_sliding_window": False, "initializer_range": 0.03,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 PICTURES = Path(__file__).parent / "pictures"
 
@@ -50,6 +50,27 @@ def one_missing() -> Image.Image:
     return picture
 
 
+def open_sign() -> Image.Image:
+    """OPEN, and the hours below, white on dark green, 200 x 120."""
+    picture = Image.new("RGB", (200, 120), (20, 70, 50))
+    pen = ImageDraw.Draw(picture)
+    pen.text((44, 20), "OPEN", fill="white", font=ImageFont.load_default(42))
+    pen.text((42, 76), "9:00-18:00", fill="white", font=ImageFont.load_default(24))
+    return picture
+
+
+def receipt() -> Image.Image:
+    """A receipt of the Corner Cafe: date, two items, total; black on a pale ground, 220 x 200."""
+    picture = Image.new("RGB", (220, 200), (248, 247, 242))
+    pen, letters = ImageDraw.Draw(picture), ImageFont.load_default(23)
+    rows = (("CORNER CAFE", ""), ("12/03/2024", ""), ("COFFEE", "3.50"), ("CAKE", "4.25"), ("TOTAL", "7.75"))
+    for i, (left, right) in enumerate(rows):
+        y = 10 + 37 * i
+        pen.text((14, y), left, fill="black", font=letters)
+        pen.text((206 - letters.getlength(right), y), right, fill="black", font=letters)
+    return picture
+
+
 def square_appears(frame: int) -> Image.Image:
     """A frame of the video: a red circle moves from left to right, a blue square is there from second 3 on."""
     picture = Image.new("RGB", (240, 180), (250, 250, 245))
@@ -66,6 +87,8 @@ SAMPLES = {
     "two-circles.png": two_circles,
     "tall-note.png": tall_note,
     "one-missing.png": one_missing,
+    "open-sign.png": open_sign,
+    "receipt.png": receipt,
 }
 CLIP, CLIP_RATE, CLIP_FRAMES = "square-appears.mp4", 12, 60  # name, frames a second, frames
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qwenvl.demo.cards import Card
 from qwenvl.demo.clips import DIRECTIONS, STEP, Clip
 from qwenvl.demo.focus import answer_spans, question_spans
 from qwenvl.demo.gaze import Gaze
+from qwenvl.demo.lettering import LETTERS
 from qwenvl.demo.pairs import Pair
 from qwenvl.demo.questions import Exchange
 from qwenvl.demo.world import COLOURS, SHAPES, Picture, Thing
-from qwenvl.training.data import Sample
+from qwenvl.training.data import Sample, pieces
 
 CELL = 28  # pixels of one vision token's side
 PLACES = 8  # ordinal classes of the centre tokens
@@ -23,16 +26,19 @@ WIDTH = 20  # columns of the targets
 APPEARS, CHANGES = 1 + len(DIRECTIONS), 2 + len(DIRECTIONS)  # events after "none" and the directions
 EVENTS = 3 + len(DIRECTIONS)
 UNKNOWN = -1.0
+IN_QUARTER = 2  # letters that are told apart in a quarter of a vision token
 
 Spots = Callable[[Exchange, int, Thing], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Sights:
-    """What the auxiliary losses know of a sample. cells: see cell_targets. gazes: where its words look."""
+    """What the auxiliary losses know of a sample. cells: see cell_targets. gazes: where its words look. letters: see
+    letter_targets; None where there is no text."""
 
     cells: Tensor
     gazes: list[Gaze]
+    letters: Tensor | None = None
 
 
 def cell_targets(picture: Picture) -> Tensor:
@@ -51,7 +57,7 @@ def cell_targets(picture: Picture) -> Tensor:
             np.minimum(y2, y + CELL / 2) - np.maximum(y1, y - CELL / 2), 0, CELL
         )
         centre = np.zeros((rows, columns), bool)
-        centre[min(rows - 1, int((y1 + y2) / 2 // CELL)), min(columns - 1, int((x1 + x2) / 2 // CELL))] = True
+        centre[picture.cell(thing)] = True
         mine = (covered > best) | centre
         best = np.where(centre, np.inf, np.where(mine, covered, best))
         values = np.empty((int(mine.sum()), 18), np.float32)
@@ -62,6 +68,21 @@ def cell_targets(picture: Picture) -> Tensor:
         values[:, 8:] = (x1, y1, x2, y2, *picture.answer_box(thing), *picture.answer_point(thing))
         targets[mine, :18] = values
     return torch.from_numpy(targets.reshape(-1, WIDTH))
+
+
+def letter_targets(card: Card) -> Tensor:
+    """Which letters have their middle in each quarter of a vision token: int64 [V, 4 quarters * IN_QUARTER], 0 = none,
+    else 1 + index into LETTERS. Quarters in reading order, their letters from left to right."""
+    rows, columns = card.resized_height // CELL, card.resized_width // CELL
+    targets = np.zeros((2 * rows, 2 * columns, IN_QUARTER), np.int64)
+    for letter in (letter for line in card.lines for letter in line.letters if letter.text != " "):
+        x, y = card.to_resized(*letter.centre)
+        quarter = targets[2 * y // CELL, 2 * x // CELL]
+        free = np.flatnonzero(quarter == 0)
+        if len(free):
+            quarter[free[0]] = 1 + LETTERS.index(letter.text)
+    cells = targets.reshape(rows, 2, columns, 2, IN_QUARTER).transpose(0, 2, 1, 3, 4)
+    return torch.from_numpy(cells.reshape(rows * columns, 4 * IN_QUARTER).copy())
 
 
 def clip_targets(clip: Clip) -> Tensor:
@@ -144,8 +165,58 @@ def gazes(
                 last = begin + len(encode(text[: span.end])) - 1
                 if level == 0:
                     found.append(Gaze(last, 0, here))
-                else:  # a token is predicted at the one before it
+                else:
                     start = span.start - (span.start > 0 and text[span.start - 1] == " ")
                     first = begin + len(encode(text[:start]))
-                    found += [Gaze(token - 1, 1, here) for token in range(first, last + 1)]
+                    apart = exchange.kind in ("relation", "differs") and len(here) == 2
+                    found += _answering(first, last, here, apart)
     return found
+
+
+def _answering(first: int, last: int, spots: tuple[int, ...], apart: bool, level: int = 1) -> list[Gaze]:
+    """Where to look for the answer's tokens first..last; each is predicted at the one before it. apart: one head looks
+    at the first spot, another at the second, so that it is known which is which; the others at both."""
+    places = range(first - 1, last)
+    if not apart:
+        return [Gaze(token, level, spots) for token in places]
+    shares = ((0, spots[:1]), (1, spots[1:]), (2, spots))
+    return [Gaze(token, level, here, head) for token in places for head, here in shares]
+
+
+def letter_gazes(
+    exchanges: Sequence[Exchange], sample: Sample, card: Card, encode: Callable[[str], list[int]]
+) -> list[Gaze]:
+    """Which vision tokens each token is about, of questions about text: a letter is predicted while looking at it, and
+    once written it is looked at by an early layer."""
+    columns = card.resized_width // CELL
+    found = []
+    for i, exchange in enumerate(exchanges):
+        for level, text, looks in ((0, exchange.question, exchange.seeks), (1, exchange.answer, exchange.looks)):
+            tokens = _token_places(text, exchange.cuts if level else (), encode)
+            begin = sample.starts[2 * i + level]
+            for look in looks:
+                points = (card.to_resized(*letter.centre) for letter in look.letters)
+                spots = tuple(dict.fromkeys(y // CELL * columns + x // CELL for x, y in points))
+                first, last = begin + tokens(look.start), begin + tokens(look.end) - 1
+                if level == 0 or look.spelled:
+                    found.append(Gaze(last, 2, spots))
+                if level == 1:
+                    found += _answering(first, last, spots, len(spots) == 2, 3)
+    return found
+
+
+def _token_places(text: str, cuts: Sequence[int], encode: Callable[[str], list[int]]) -> Callable[[int], int]:
+    """How many tokens stand before a character; one past the end of the text is the end token."""
+    starts, counts = [0], [0]
+    for part in pieces(text, cuts):
+        starts.append(starts[-1] + len(part))
+        counts.append(counts[-1] + len(encode(part)))
+
+    def place(character: int) -> int:
+        if character > len(text):
+            return counts[-1] + 1
+        at = bisect_right(starts, character) - 1
+        rest = text[starts[at] : character]
+        return counts[at] + (len(encode(rest)) if rest else 0)
+
+    return place

@@ -37,11 +37,11 @@ __all__ = [
     "sample_foreign", "sample_picture", "sample_size",
 ]  # fmt: skip
 
-MIN_PIXELS = 168 * 168
+MIN_PIXELS = 224 * 224
 MAX_PIXELS = 336 * 336
 FACTOR = 28
 MAX_THINGS = 3  # what the bundled model is taught and measured on; up to 5 can be drawn
-GRID = 10  # resized pixels: answers give coordinates as multiples of this
+GRID = 5  # resized pixels: answers give coordinates as multiples of this
 MIN_SIDE = 28.0  # resized pixels; planned sides, so that drawn ones are at least 26
 GAP = 6.0  # resized pixels between boxes, on at least one axis
 
@@ -87,6 +87,7 @@ class Picture:
 
     things: in raster order of the 28 x 28 cell of the resized picture in which the centre lies.
     kind "scene": a drawing of the world, possibly of nothing. kind "foreign": outside the world, no things.
+    kind "card": text, no things (see cards.py).
     """
 
     image: np.ndarray
@@ -95,7 +96,7 @@ class Picture:
     height: int
     resized_width: int
     resized_height: int
-    kind: Literal["scene", "foreign"] = "scene"
+    kind: Literal["scene", "foreign", "card"] = "scene"
 
     def to_resized(self, x: float, y: float) -> tuple[int, int]:
         """A point in ORIGINAL pixels -> whole RESIZED pixels inside the picture."""

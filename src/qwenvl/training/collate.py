@@ -32,6 +32,7 @@ class TrainBatch:
 def collate(samples: list[Sample], config: Any) -> TrainBatch:
     """Pack samples one behind the other. config: the model's (placeholder ids and merge size)."""
     tokens = torch.cat([s.token_ids for s in samples])
+    shown = torch.cat([s.token_ids if s.shown is None else s.shown for s in samples])
     answer = torch.cat([s.answer for s in samples])
     positions = torch.cat(
         [
@@ -52,7 +53,7 @@ def collate(samples: list[Sample], config: Any) -> TrainBatch:
     width = 3 * config.vision_config.temporal_patch_size * config.vision_config.patch_size**2
     return TrainBatch(
         PackedBatch(
-            tokens,
+            shown,
             positions,
             SeqInfo.from_lengths([len(s.token_ids) for s in samples]),
             vision_index=((tokens == config.image_token_id) | (tokens == config.video_token_id)).nonzero().squeeze(1),

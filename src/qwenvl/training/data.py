@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,12 +24,17 @@ MARK = "\x01{}\x01"
 
 @dataclass
 class Turn:
-    """One question and its answer. `images`, `videos`: how many pictures, then videos, stand before the question."""
+    """One question and its answer. `images`, `videos`: how many pictures, then videos, stand before the question.
+
+    cuts: rising places (characters of the answer) at which a token must begin. A model that reads letter by letter is
+    taught with a cut at every letter; what it then writes decodes to the same text.
+    """
 
     question: str
     answer: str
     images: int = 0
     videos: int = 0
+    cuts: Sequence[int] = ()
 
 
 @dataclass
@@ -38,6 +44,8 @@ class Sample:
     token_ids int64 [L]; answer bool [L], True on tokens that carry loss (the answers with their end token);
     patches uint8 [P, 1176] of its pictures or of its videos; grids int64 [n, 3] of its pictures; video_grids int64
     [m, 3] and seconds (of one step of two frames) of its videos. A sample has pictures or videos, not both.
+    shown: what the model is given in place of token_ids where an answer was spoilt on purpose, so that it learns to go
+    on after a mistake; what it should say is always token_ids.
     starts: the token at which each text begins, question and answer in turn; extra: whatever the source wants to hand
     on to an auxiliary loss.
     """
@@ -50,6 +58,7 @@ class Sample:
     extra: Any = None
     video_grids: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.long))
     seconds: list[float] = field(default_factory=list)
+    shown: Tensor | None = None
 
 
 class Source(Protocol):
@@ -89,7 +98,7 @@ class Encoder:
             grid = settings.grid(clip.frames, clip.size.resized_height, clip.size.resized_width)
             prepared.append((clip.patches, torch.tensor(grid)))
         counts = iter(int(grid.prod()) // settings.merge_size**2 for _, grid in prepared)
-        texts = [text for turn in turns for text in (turn.question, turn.answer)]
+        texts = [part for turn in turns for part in ([turn.question], pieces(turn.answer, turn.cuts))]
         end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         pads = [tokenizer.convert_tokens_to_ids(pad) for pad in ("<|image_pad|>", "<|video_pad|>")]
         ids: list[int] = []
@@ -99,7 +108,7 @@ class Encoder:
             if isinstance(piece, int):
                 is_answer = bool(piece % 2)
                 starts.append(len(ids))
-                new = tokenizer.encode(texts[piece], special=False)
+                new = [token for part in texts[piece] for token in tokenizer.encode(part, special=False)]
                 ids += [*new, end] if is_answer else new
                 answer += [is_answer] * (len(new) + is_answer)
             else:
@@ -138,6 +147,11 @@ class Encoder:
                     rendered = rendered.removeprefix("<|im_end|>")
             self._skeletons[media] = [*pieces, self.processor.tokenizer.encode(rendered)]
         return self._skeletons[media]
+
+
+def pieces(text: str, cuts: Sequence[int]) -> list[str]:
+    """The text cut at these places, each part to be tokenized by itself."""
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)]) if a < b]
 
 
 def prepare(image: np.ndarray, settings: Qwen2VLImageProcessor) -> tuple[Tensor, Tensor]:
