@@ -126,7 +126,7 @@ def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.feature(24)
-@pytest.mark.parametrize("limits", [Limits(), Limits(max_pixels=60_000), Limits(min_pixels=90_000, max_pixels=120_000)])
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_pixels=40_000), Limits(min_pixels=90_000, max_pixels=120_000)])
 def test_tokens_are_those_of_the_processor(picture: Path, tmp_path: Path, processor: Any, limits: Limits) -> None:
     """Pictures and videos go through all of the processor and are counted; the plan has seen headers only."""
     from qwenvl.media import read_video

@@ -37,7 +37,7 @@ __all__ = [
     "sample_foreign", "sample_picture", "sample_size",
 ]  # fmt: skip
 
-MIN_PIXELS = 224 * 224
+MIN_PIXELS = 168 * 168
 MAX_PIXELS = 336 * 336
 FACTOR = 28
 MAX_THINGS = 3  # what the bundled model is taught and measured on; up to 5 can be drawn
