@@ -54,6 +54,19 @@ PicturesArgument = Annotated[
     ),
 ]
 
+# How tokens are drawn and which frames are taken, as `ask` and `chat` have them.
+TemperatureOption = Annotated[float, typer.Option(help="0 takes the likeliest token each time.")]
+TopKOption = Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 is off.")]
+TopPOption = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total share.")]
+MinPOption = Annotated[float, typer.Option(help="Drop tokens below this share of the likeliest one.")]
+RepetitionPenaltyOption = Annotated[float, typer.Option(help="Above 1: avoid tokens seen before.")]
+SeedOption = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+FpsOption = Annotated[float | None, typer.Option(help="Frames taken from a second of video; 2 when not given.")]
+MaxFramesOption = Annotated[int | None, typer.Option(help="Most frames taken from a video; 768 when not given.")]
+StartOption = Annotated[float | None, typer.Option(help="Begin of the part of a video to look at, seconds.")]
+EndOption = Annotated[float | None, typer.Option(help="End of the part of a video to look at, seconds.")]
+SystemOption = Annotated[str | None, typer.Option(help="System prompt in place of the template's own.")]
+
 # Parameters below which a second thread gains next to nothing, and costs most of the time wherever another program
 # uses the cores: a token of the bundled model is hundreds of operations of microseconds, each waiting for all threads.
 SMALL = 50_000_000

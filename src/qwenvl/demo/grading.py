@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qwenvl.demo.drawing import COLOURS, SHAPES
 from qwenvl.demo.phrases import NUMBERS
-from qwenvl.demo.world import Box, Picture, Thing
+from qwenvl.demo.world import Picture, Thing
+from qwenvl.tasks.places import iou
 
 if TYPE_CHECKING:
     from qwenvl.demo.questions import Exchange
@@ -75,16 +76,6 @@ def parse_json(text: str) -> list[dict[str, Any]] | None:
     if isinstance(value, dict):
         value = [value]
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else None
-
-
-def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    w = min(a[2], b[2]) - max(a[0], b[0])
-    h = min(a[3], b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return 0.0
-    both = w * h
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def numbers(row: dict[str, Any], key: str, count: int) -> list[float] | None:

@@ -127,14 +127,19 @@ def places_to_dicts(places: Sequence[Place]) -> list[dict[str, Any]]:
     return rows
 
 
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union, 0 to 1."""
-    wide = min(a.x2, b.x2) - max(a.x1, b.x1)
-    high = min(a.y2, b.y2) - max(a.y1, b.y1)
+def iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2; 0 to 1."""
+    wide = min(a[2], b[2]) - max(a[0], b[0])
+    high = min(a[3], b[3]) - max(a[1], b[1])
     if wide <= 0 or high <= 0:
         return 0.0
     shared = wide * high
-    return shared / (a.area + b.area - shared)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union, 0 to 1."""
+    return iou(a.corners, b.corners)
 
 
 PlaceT = TypeVar("PlaceT", Box, Point, Box | Point)
